@@ -1,0 +1,45 @@
+# Needs Python 3.11+ and a package index; PYTHON=... chooses another Python, ARGS=... is passed on.
+UV := requirements/uv.sh
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check bench pins local
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+install: .venv/.installed ## .venv with everything, .venv/bin/headrace
+
+.venv/.installed: requirements/dev.txt pyproject.toml
+	$(UV) venv --quiet --allow-existing --python "$$($(UV) --python)" .venv
+	$(UV) pip sync --quiet --python .venv --require-hashes requirements/dev.txt
+	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/.local: .venv/.installed requirements/local.txt
+	$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements/local.txt
+	touch $@
+
+demo: .venv/.installed $(if $(filter local,$(PROVIDER)),.venv/.local) ## the main job, end to end; PROVIDER=local answers with a small model
+	$(BIN)/headrace demo $(if $(PROVIDER),--provider $(PROVIDER)) $(ARGS)
+
+up: .venv/.installed ## servers, gateway and workers in this terminal
+	$(BIN)/headrace up $(ARGS)
+
+test: .venv/.installed ## the whole test suite
+	$(BIN)/pytest -n 2 $(ARGS)
+
+check: .venv/.installed ## formatting, types, layers, pins, deployment files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	requirements/compile.sh --check
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/hadolint deploy/Dockerfile
+
+bench: .venv/.installed ## what a job costs, beside the bare provider call
+	$(BIN)/python benchmarks $(ARGS)
+
+pins: ## requirements/*.txt from pyproject.toml; ARGS=--upgrade renews every version
+	requirements/compile.sh $(ARGS)

@@ -1,0 +1,360 @@
+"""What ``headrace.toml`` may say: providers, routes, prices, limits, and how the parts behave.
+
+A configuration is kept in Postgres in versions as its `document`, which names secrets
+and never holds one. Everything has a default: no file at all is a configuration too.
+"""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal
+from functools import cached_property
+from typing import Self, TypeGuard
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from headrace_shared.configuration_errors import (
+    UNKNOWN_KEY,
+    invalid_configuration,
+    toml_path,
+    unknown_key_reason,
+)
+from headrace_shared.configuration_fields import (
+    BaseURL,
+    Count,
+    Dollars,
+    Duration,
+    Flag,
+    Headers,
+    Name,
+    PositiveDuration,
+    Secret,
+    Share,
+    TargetName,
+    Text,
+)
+from headrace_shared.errors import InvalidConfiguration, InvalidRequest
+from headrace_shared.ids import Lane, RouteName
+from headrace_shared.policy import BreakerPolicy, RetryPolicy, Timeouts, WebhookPolicy
+from headrace_shared.routes import Provider, Route, Target
+from headrace_shared.secrets import SecretReference
+
+DEFAULT_PROVIDER = "openai"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_LANES: Mapping[str, int] = {"interactive": 8, "default": 4, "batch": 1}
+
+_ROUTES_KEPT = 4096
+
+
+def _is_table(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_every_key(cls, given: object) -> object:
+        for key in given if _is_table(given) else ():
+            if key not in cls.model_fields:
+                reason = unknown_key_reason(key, cls.model_fields)
+                raise PydanticCustomError(UNKNOWN_KEY, "{reason}", {"key": key, "reason": reason})
+        return given
+
+
+class ProviderSection(_Section):
+    base_url: BaseURL | None = None
+    """Only `openai` may leave it out: OPENAI_BASE_URL, else OpenAI's own address."""
+    api_key: Secret | None = None
+    """Default: ``env:OPENAI_API_KEY`` for `openai`, ``env:NAME_API_KEY`` for another."""
+    priced_as: Text | None = None
+    """Default: the provider's own name."""
+    connect_timeout: PositiveDuration = timedelta(seconds=5)
+    read_timeout: PositiveDuration = timedelta(seconds=120)
+    total_timeout: PositiveDuration = timedelta(seconds=600)
+    headers: Headers = {}
+
+
+class TargetSection(_Section):
+    provider: Name
+    model: Text
+    weight: Count = 1
+
+
+class RouteSection(_Section):
+    targets: tuple[TargetSection, ...]
+
+
+class PriceSection(_Section):
+    """Dollars per million tokens; `request` is dollars per call."""
+
+    input: Dollars
+    cached_input: Dollars | None = None
+    cache_write: Dollars | None = None
+    output: Dollars
+    request: Dollars = Decimal(0)
+
+
+class LimitSection(_Section):
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent: Count | None = None
+
+
+class RetrySection(_Section):
+    max_attempts: Count = 6
+    initial: PositiveDuration = timedelta(seconds=1)
+    maximum: PositiveDuration = timedelta(seconds=60)
+    slot_wait: Duration = timedelta(seconds=2)
+    retry_after_cap: PositiveDuration = timedelta(seconds=120)
+
+
+class BreakerSection(_Section):
+    failure_rate: Share = 0.5
+    minimum_calls: Count = 20
+    window: PositiveDuration = timedelta(seconds=30)
+    cooldown: PositiveDuration = timedelta(seconds=10)
+    probe_lease: PositiveDuration = timedelta(seconds=30)
+
+
+class WebhookSection(_Section):
+    secret: Secret = SecretReference("env:HEADRACE_WEBHOOK_SECRET")
+    previous_secret: Secret | None = None
+    timeout: PositiveDuration = timedelta(seconds=15)
+    schedule: tuple[Duration, ...] = (
+        timedelta(0),
+        timedelta(seconds=5),
+        timedelta(minutes=5),
+        timedelta(minutes=30),
+        *(timedelta(hours=hours) for hours in (2, 5, 10, 14, 20, 24)),
+    )
+
+
+class DefaultSection(_Section):
+    max_output_tokens: Count = 1024
+    max_body_bytes: Count = 1_048_576
+    provider: Name = DEFAULT_PROVIDER
+    any_model: Flag = True
+    lane: Name = "default"
+    job_timeout: PositiveDuration = timedelta(seconds=600)
+    retention_days: Count = 30
+    idempotency_days: Count = 7
+
+    @property
+    def retention(self) -> timedelta:
+        return timedelta(days=self.retention_days)
+
+    @property
+    def idempotency(self) -> timedelta:
+        return timedelta(days=self.idempotency_days)
+
+
+class Configuration(_Section):
+    """One version of what ``headrace.toml`` says, checked as a whole; equal ones are interchangeable."""
+
+    providers: Mapping[Name, ProviderSection] = {DEFAULT_PROVIDER: ProviderSection()}
+    routes: Mapping[Text, RouteSection] = {}
+    prices: Mapping[TargetName, PriceSection] = {}
+    limits: Mapping[TargetName, LimitSection] = {}
+    lanes: Mapping[Name, Count] = DEFAULT_LANES
+    """The three default lanes always exist; a file changes their weights or adds others."""
+    retries: RetrySection = RetrySection()
+    breaker: BreakerSection = BreakerSection()
+    webhooks: WebhookSection = WebhookSection()
+    defaults: DefaultSection = DefaultSection()
+
+    @classmethod
+    def default(cls) -> Self:
+        """Return the configuration of no file at all."""
+        return cls()
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object]) -> Self:
+        """Read what `document` wrote, or any mapping of the same shape.
+
+        Raises:
+            InvalidConfiguration: names the key, as a TOML path, and what is wrong with it.
+
+        """
+        try:
+            return cls.model_validate(dict(document))
+        except ValidationError as error:
+            raise invalid_configuration(error) from None
+
+    def document(self) -> dict[str, object]:
+        """Return what was said, without the defaults, as a value that JSON can carry."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def provider(self, name: str) -> Provider:
+        """Return how to reach a provider.
+
+        Raises:
+            InvalidConfiguration: there is none of that name.
+
+        """
+        section = self.providers.get(name)
+        if section is None:
+            raise InvalidConfiguration(
+                where=toml_path(("providers", name)), reason="there is no such provider"
+            )
+        environment = os.environ.get("OPENAI_BASE_URL") if name == DEFAULT_PROVIDER else None
+        variable = re.sub(r"[^A-Z0-9]", "_", name.upper())
+        return Provider(
+            name=name,
+            base_url=section.base_url or (environment or DEFAULT_BASE_URL).rstrip("/"),
+            api_key=section.api_key or SecretReference(f"env:{variable}_API_KEY"),
+            priced_as=section.priced_as or name,
+            timeouts=Timeouts(
+                connect=section.connect_timeout, read=section.read_timeout, total=section.total_timeout
+            ),
+            headers=section.headers,
+        )
+
+    def resolve_route(self, model: str) -> Route:
+        """Return the targets that answer for a model's public name.
+
+        Raises:
+            InvalidRequest: there is no such route, and ``defaults.any_model`` is false.
+
+        """
+        route = self._resolved.get(model)
+        if route is None:
+            route = self._resolve(model)
+            if len(self._resolved) >= _ROUTES_KEPT:
+                self._resolved.clear()
+            self._resolved[model] = route
+        return route
+
+    def lane_weights(self) -> Mapping[Lane, int]:
+        return {Lane(name): weight for name, weight in self.lanes.items()}
+
+    def retry_policy(self) -> RetryPolicy:
+        return RetryPolicy(
+            max_attempts=self.retries.max_attempts,
+            initial=self.retries.initial,
+            maximum=self.retries.maximum,
+            slot_wait=self.retries.slot_wait,
+            retry_after_cap=self.retries.retry_after_cap,
+        )
+
+    def breaker_policy(self) -> BreakerPolicy:
+        return BreakerPolicy(
+            failure_rate=self.breaker.failure_rate,
+            minimum_calls=self.breaker.minimum_calls,
+            window=self.breaker.window,
+            cooldown=self.breaker.cooldown,
+            probe_lease=self.breaker.probe_lease,
+        )
+
+    def webhook_policy(self) -> WebhookPolicy:
+        return WebhookPolicy(
+            secret=self.webhooks.secret,
+            previous_secret=self.webhooks.previous_secret,
+            timeout=self.webhooks.timeout,
+            schedule=self.webhooks.schedule,
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
+    @cached_property
+    def _resolved(self) -> dict[str, Route]:
+        return {}
+
+    def _resolve(self, model: str) -> Route:
+        section = self.routes.get(model)
+        if section is not None:
+            return Route(
+                name=RouteName(model),
+                targets=tuple(Target(each.provider, each.model) for each in section.targets),
+                weights=tuple(each.weight for each in section.targets),
+            )
+        if self.defaults.any_model:
+            return Route(RouteName(model), (Target(self.defaults.provider, model),), (1,))
+        near = difflib.get_close_matches(model, self.routes, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise InvalidRequest(field="model", reason=f"there is no route {model!r}{hint}")
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _always_have_openai(cls, given: object) -> object:
+        return {DEFAULT_PROVIDER: {}, **given} if _is_table(given) else given
+
+    @field_validator("lanes", mode="before")
+    @classmethod
+    def _always_have_the_lanes(cls, given: object) -> object:
+        return {**DEFAULT_LANES, **given} if _is_table(given) else given
+
+    @model_validator(mode="after")
+    def _hang_together(self) -> Self:
+        _check_providers(self)
+        _check_routes(self)
+        _check_policies(self)
+        return self
+
+
+def parse_toml(text: str, source: str) -> Configuration:
+    """Read the text of a ``headrace.toml``; ``source`` is its path, for messages.
+
+    Raises:
+        InvalidConfiguration: names the line, or the key as a TOML path, and what is wrong with it.
+
+    """
+    try:
+        document = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        reason, _, place = str(error).partition(" (at ")
+        line = re.match(r"line \d+", place)
+        where = f"{source}, {line[0] if line else 'last line'}"
+        raise InvalidConfiguration(where=where, reason=f"is not TOML: {reason}") from None
+    return Configuration.from_document(document)
+
+
+def _check_providers(configuration: Configuration) -> None:
+    for name, section in configuration.providers.items():
+        if name != DEFAULT_PROVIDER and section.base_url is None:
+            raise InvalidConfiguration(where=toml_path(("providers", name, "base_url")), reason="is missing")
+    _check_provider(configuration, configuration.defaults.provider, ("defaults", "provider"))
+    for table, names in (("prices", configuration.prices), ("limits", configuration.limits)):
+        for name in names:
+            _check_provider(configuration, Target.parse(name).provider, (table, name))
+
+
+def _check_routes(configuration: Configuration) -> None:
+    for name, route in configuration.routes.items():
+        if not route.targets:
+            raise InvalidConfiguration(
+                where=toml_path(("routes", name, "targets")), reason="must have at least one target"
+            )
+        for index, target in enumerate(route.targets):
+            _check_provider(configuration, target.provider, ("routes", name, "targets", index, "provider"))
+
+
+def _check_provider(configuration: Configuration, name: str, places: tuple[str | int, ...]) -> None:
+    if name not in configuration.providers:
+        known = ", ".join(sorted(configuration.providers))
+        raise InvalidConfiguration(
+            where=toml_path(places), reason=f"there is no provider {name!r}, only {known}"
+        )
+
+
+def _check_policies(configuration: Configuration) -> None:
+    if configuration.defaults.lane not in configuration.lanes:
+        known = ", ".join(configuration.lanes)
+        raise InvalidConfiguration(where="defaults.lane", reason=f"there is no such lane, only {known}")
+    if configuration.retries.initial > configuration.retries.maximum:
+        raise InvalidConfiguration(where="retries.initial", reason="must not be longer than retries.maximum")
+    if not configuration.webhooks.schedule:
+        raise InvalidConfiguration(
+            where="webhooks.schedule", reason="must name at least one delivery attempt"
+        )

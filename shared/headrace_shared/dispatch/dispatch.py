@@ -1,0 +1,155 @@
+"""The queues in Redis: push ids, claim them fairly, put them back, take them out.
+
+What is here is a copy of what Postgres knows, made for speed; every id in it is checked
+against its row before anything is done with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+from uuid import UUID
+
+from headrace_shared.dispatch import keys
+from headrace_shared.dispatch.connection import Argument, Redis, Script
+from headrace_shared.ids import JobId, Lane
+from headrace_shared.job import Queue
+
+WINDOW = 4000
+"""Ids that a queue holds in Redis at most; a deeper one waits in Postgres."""
+
+_PUSH = Script.load("push")
+_CLAIM = Script.load("claim")
+_RENEW = Script.load("renew")
+_FINISH = Script.load("finish")
+_WINDOW = Script.load("window")
+_CLOSE_GATE = Script.load("close_gate")
+_OPEN_GATE = Script.load("open_gate")
+
+_ENDED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An id and the queue it is in."""
+
+    queue: Queue
+    id: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    entries: list[Entry]
+    next_due: timedelta | None
+    """When the next queue has work that has none now."""
+    foreign: int
+    """Members that are no ids of ours: they were taken out, and nothing else was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A gate keeps whole queues back: of everything, of a lane, a route, or a tenant."""
+
+    dimension: str
+    """`global`, `lane:NAME`, `route:NAME`, or `tenant:NAME`, its name percent-encoded."""
+    reason: str
+    """`pause`, `breaker`, `limit`, or `budget`."""
+
+    def __str__(self) -> str:
+        return f"{self.dimension}|{self.reason}"
+
+
+class Dispatch:
+    """The queues of one Redis server."""
+
+    def __init__(self, redis: Redis, *, window: int = WINDOW) -> None:
+        self.redis = redis
+        self._window = window
+
+    async def push(self, entries: Sequence[tuple[Entry, timedelta]], *, overwrite: bool = False) -> None:
+        """Put ids into their queues, each due after its delay, in one round trip.
+
+        Args:
+            entries: ids with their delays; what a window has no room for is left to the feeder.
+            overwrite: whether an id that is there already gets the new time.
+
+        """
+        calls: dict[str, list[Argument]] = {}
+        for entry, delay in entries:
+            name = keys.queue_name(entry.queue)
+            call = calls.setdefault(name, [name, self._window, int(overwrite)])
+            call += (str(entry.id), _milliseconds(delay))
+        if calls:
+            await self.redis.evaluate_all(_PUSH, list(calls.values()))
+
+    async def claim(
+        self, slots: int, lanes: Mapping[Lane, int], lease: timedelta, probe_lease: timedelta
+    ) -> Claim:
+        """Lease as many due ids as there are free slots, from the lanes by their weights."""
+        args: list[Argument] = [slots, _milliseconds(lease), self._window, _milliseconds(probe_lease)]
+        for lane, weight in lanes.items():
+            args += (lane, weight)
+        due, *batches = cast("list[int | list[bytes]]", await self.redis.evaluate(_CLAIM, (), args))
+        entries: list[Entry] = []
+        foreign = 0
+        for batch in cast("list[list[bytes]]", batches):
+            name = batch[0].decode()
+            queue = keys.parse_queue_name(name)
+            for member in batch[1:]:
+                job_id = _parse_id(member)
+                if queue is None or job_id is None:
+                    foreign += 1
+                    await self.redis.remove(keys.QUEUE + name, member)
+                else:
+                    entries.append(Entry(queue, job_id))
+        wait = None if cast("int", due) < 0 else timedelta(milliseconds=cast("int", due))
+        return Claim(entries, wait, foreign)
+
+    async def renew(self, entries: Sequence[Entry], lease: timedelta) -> None:
+        """Lease ids again whose rows are still owned; one that went missing is taken again."""
+        args: list[Argument] = [_milliseconds(lease)]
+        for entry in entries:
+            args += (keys.queue_name(entry.queue), str(entry.id))
+        await self.redis.evaluate(_RENEW, (), args)
+
+    async def finish(self, entries: Sequence[tuple[Entry, timedelta | None]]) -> None:
+        """Take ids out whose jobs ended (delay None) and wake who waits; put the others back."""
+        args: list[Argument] = []
+        for entry, delay in entries:
+            left = _ENDED if delay is None else _milliseconds(delay)
+            args += (keys.queue_name(entry.queue), str(entry.id), left)
+        if args:
+            await self.redis.evaluate(_FINISH, (), args)
+
+    async def due(self, queues: Sequence[Queue]) -> list[int]:
+        """Return how many ids of each queue are due in its window."""
+        names = [keys.queue_name(queue) for queue in queues]
+        return cast("list[int]", await self.redis.evaluate(_WINDOW, (), names)) if names else []
+
+    async def wait_for_jobs(self, lanes: Sequence[Lane], timeout: timedelta) -> bool:
+        """Wait until a lane has work, for some time at most."""
+        return await self.redis.wait_for([keys.bell(lane) for lane in lanes], timeout.total_seconds())
+
+    async def close_gate(self, gate: Gate, duration: timedelta | None) -> None:
+        """Close a gate for a time, or (None) until it is opened."""
+        await self.redis.evaluate(_CLOSE_GATE, (), [str(gate), _milliseconds(duration) if duration else 0])
+
+    async def open_gate(self, gate: Gate) -> bool:
+        """Open a gate; false when it was open."""
+        return await self.redis.evaluate(_OPEN_GATE, (), [str(gate)]) == 1
+
+    async def gates(self) -> list[str]:
+        """Return the closed gates as `dimension|reason`."""
+        return sorted(await self.redis.hash(keys.GATES))
+
+
+def _milliseconds(duration: timedelta) -> int:
+    # Rounded up: an id must not come due a moment before its row does.
+    return -(-duration // timedelta(milliseconds=1))
+
+
+def _parse_id(member: bytes) -> JobId | None:
+    try:
+        return JobId(UUID(member.decode("ascii")))
+    except (ValueError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,88 @@
+"""Every key that Headrace has in Redis, and what it holds. All of it can be lost.
+
+A queue's name is `<lane>:<route>:<tenant>`, each part percent-encoded, so that a colon in
+a model's name never splits it. Keys carry no hash tags: one server, or one shard.
+"""
+
+from urllib.parse import quote, unquote
+
+from headrace_shared.ids import JobId, Lane, RouteName, Tenant
+from headrace_shared.job import Queue
+
+ACTIVE = "headrace:active:"
+"""+ lane: ZSET of queue names by virtual time; queues that may have a job due."""
+
+BELL = "headrace:bell:"
+"""+ lane: LIST; a token wakes one waiting worker."""
+
+BREAKER = "headrace:breaker:"
+"""+ provider/model: HASH of a breaker's state and its rolling counts."""
+
+CLOCK = "headrace:clock"
+"""STRING: milliseconds that tests add to the server's time."""
+
+DEEP = "headrace:deep"
+"""SET of queue names that have more jobs due in Postgres than their window holds."""
+
+ENDED = "headrace:ended:"
+"""+ job id: CHANNEL; a message when the job has ended."""
+
+FEEDER_BELL = "headrace:bell-feeder"
+"""LIST; a token wakes the feeder."""
+
+GATES = "headrace:gates"
+"""HASH: `<dimension>|<reason>` -> milliseconds until it opens by itself, 0 for never."""
+
+HOLDS = "headrace:holds"
+"""HASH: hold id -> amount and the counters it stands in."""
+
+HOLD_LEASES = "headrace:hold-leases"
+"""ZSET: hold id by the millisecond its lease ends."""
+
+HUNGRY = "headrace:hungry"
+"""SET of queue names whose window is half empty although they are deep."""
+
+LANES = "headrace:lanes"
+"""HASH: lane -> virtual time; `floor:<lane>` -> virtual time of its last served queue."""
+
+MONEY = "headrace:money"
+"""HASH: the epoch, the server's run id, the open windows and the budgets."""
+
+PARKED = "headrace:parked"
+"""SET of queue names that a closed gate keeps out of `active`."""
+
+QUEUE = "headrace:queue:"
+"""+ queue name: ZSET of job ids by the millisecond they are due, or their lease ends (arq's form)."""
+
+SPENT = "headrace:spent"
+"""HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD."""
+
+WAITING = "headrace:waiting"
+"""ZSET: queue name by the millisecond its next job is due, or its gate opens."""
+
+WEBHOOK_BELL = "headrace:bell-webhooks"
+"""LIST; a token wakes a deliverer."""
+
+
+def queue_name(queue: Queue) -> str:
+    return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(queue.tenant, safe='')}"
+
+
+def parse_queue_name(name: str) -> Queue | None:
+    """Read a queue's name; None for what is not one."""
+    parts = name.split(":")
+    if len(parts) != 3:  # noqa: PLR2004
+        return None
+    return Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(unquote(parts[2])))
+
+
+def ended(job_id: JobId) -> str:
+    return f"{ENDED}{job_id}"
+
+
+def bell(lane: Lane) -> str:
+    return f"{BELL}{lane}"
+
+
+def breaker(target: str) -> str:
+    return f"{BREAKER}{target}"

@@ -1,0 +1,145 @@
+-- Take as many due ids as there are free slots, fairly, and lease them.
+--
+-- Lanes are served by weight: each has a virtual time that grows by ids / weight, and the
+-- one that is furthest behind is next. Inside a lane the queues take turns in the same way.
+-- The lease is the id's score: nobody else sees it until it ends, and then it is simply due
+-- again. A queue behind a closed gate is parked and its ids are not touched.
+--
+-- KEYS: none are declared; one server holds them all (prelude.lua names them)
+-- ARGV: free slots, lease in ms, window, breaker probe lease in ms, then lane, weight, ...
+-- Returns {ms until the next queue has work (-1: none waits), {queue, id, id, ...}, ...}
+local slots, lease, window, probe_lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local now = now_ms()
+local lanes, weight, virtual = {}, {}, {}
+for i = 5, #ARGV, 2 do
+    lanes[#lanes + 1] = ARGV[i]
+    weight[ARGV[i]] = tonumber(ARGV[i + 1])
+end
+
+-- A gate is a field `<dimension>|<reason>`. One whose time has come is open; a breaker's lets
+-- a single job through as its probe, and is shut again for the time of a probe's lease.
+local any_gate = redis.call('HLEN', GATES) > 0
+local seen = {}
+local function gate(dimension, reason)
+    local field = dimension .. '|' .. reason
+    if seen[field] ~= nil then return seen[field] end
+    local till = redis.call('HGET', GATES, field)
+    local closed = till and (tonumber(till) == 0 or tonumber(till) > now) and tonumber(till)
+    if till and not closed and reason ~= 'breaker' then
+        redis.call('HDEL', GATES, field)
+    end
+    seen[field] = closed or (till and 'probe') or false
+    return seen[field]
+end
+
+local function gates_of(queue)
+    local lane, route, tenant = string.match(queue, '^([^:]*):([^:]*):([^:]*)$')
+    if not lane then return {} end
+    local probe = nil
+    for _, dimension in ipairs({'global', 'lane:' .. lane, 'route:' .. route, 'tenant:' .. tenant}) do
+        for _, reason in ipairs({'pause', 'breaker', 'limit', 'budget'}) do
+            local state = gate(dimension, reason)
+            if type(state) == 'number' then return {closed = state} end
+            if state == 'probe' then probe = dimension .. '|' .. reason end
+        end
+    end
+    return {probe = probe}
+end
+
+local function park(queue, lane, till)
+    redis.call('ZREM', ACTIVE .. lane, queue)
+    redis.call('SADD', PARKED, queue)
+    if till > 0 then redis.call('ZADD', WAITING, till, queue) end
+end
+
+-- Nothing is due in it any more: it comes back when its next id is.
+local function rest(queue, lane)
+    redis.call('ZREM', ACTIVE .. lane, queue)
+    local following = redis.call('ZRANGE', Q .. queue, 0, 0, 'WITHSCORES')
+    if following[2] then redis.call('ZADD', WAITING, following[2], queue) end
+end
+
+local function feed_if_hungry(queue)
+    if redis.call('SISMEMBER', DEEP, queue) == 1
+       and redis.call('ZCOUNT', Q .. queue, '-inf', now) < window / 2
+       and redis.call('SADD', HUNGRY, queue) == 1 then
+        ring(FEEDER_BELL)
+    end
+end
+
+for _, queue in ipairs(redis.call('ZRANGEBYSCORE', WAITING, '-inf', now, 'LIMIT', 0, 200)) do
+    redis.call('ZREM', WAITING, queue)
+    redis.call('SREM', PARKED, queue)
+    activate(queue)
+end
+
+-- A lane that was idle does not catch up on the time it had no work.
+local served = tonumber(redis.call('HGET', LANES, 'served') or '0')
+local active = 0
+for _, lane in ipairs(lanes) do
+    virtual[lane] = math.max(tonumber(redis.call('HGET', LANES, lane) or '0'), served)
+    active = active + redis.call('ZCARD', ACTIVE .. lane)
+end
+local quantum = active > 0 and math.max(1, math.floor(slots / (4 * active))) or 1
+if active == 1 then quantum = math.min(slots, 1000) end
+
+local result, index, exhausted = {-1}, {}, {}
+while slots > 0 do
+    local lane = nil
+    for _, name in ipairs(lanes) do
+        if not exhausted[name] and (not lane or virtual[name] < virtual[lane]) then lane = name end
+    end
+    if not lane then break end
+    local head = redis.call('ZRANGE', ACTIVE .. lane, 0, 0, 'WITHSCORES')
+    local queue = head[1]
+    if not queue then
+        exhausted[lane] = true
+    else
+        local gates = any_gate and gates_of(queue) or {}
+        if gates.closed then
+            park(queue, lane, gates.closed)
+        else
+            local want = gates.probe and 1 or math.min(quantum, slots)
+            local ids = redis.call('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
+            if #ids == 0 then
+                rest(queue, lane)
+            else
+                local leases = {}
+                for _, id in ipairs(ids) do
+                    leases[#leases + 1] = now + lease
+                    leases[#leases + 1] = id
+                end
+                redis.call('ZADD', Q .. queue, unpack(leases))
+                if not index[queue] then
+                    result[#result + 1] = {queue}
+                    index[queue] = #result
+                end
+                local batch = result[index[queue]]
+                for _, id in ipairs(ids) do batch[#batch + 1] = id end
+                slots = slots - #ids
+                served = virtual[lane]
+                virtual[lane] = virtual[lane] + #ids / weight[lane]
+                redis.call('HSET', LANES, lane, virtual[lane], 'served', served, 'floor:' .. lane, head[2])
+                if gates.probe then
+                    redis.call('HSET', GATES, gates.probe, now + probe_lease)
+                    seen[gates.probe] = now + probe_lease
+                    park(queue, lane, now + probe_lease)
+                elseif #ids < want then
+                    rest(queue, lane)
+                else
+                    redis.call('ZINCRBY', ACTIVE .. lane, #ids, queue)
+                end
+                feed_if_hungry(queue)
+            end
+        end
+    end
+end
+
+-- What is left is for the next worker: it is woken by this one, so that an enqueue of a
+-- thousand jobs rings once and not a thousand times.
+for _, lane in ipairs(lanes) do
+    if redis.call('ZCARD', ACTIVE .. lane) > 0 then ring(BELL .. lane) end
+end
+local following = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
+if following[2] then result[1] = math.max(0, tonumber(following[2]) - now) end
+return result

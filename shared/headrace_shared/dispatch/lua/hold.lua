@@ -1,0 +1,69 @@
+-- Hold money for calls that are about to be made: for each all of its scopes, or none.
+-- KEYS: none are declared; one server holds them all (prelude.lua names them)
+-- ARGV: epoch, lease in ms, then hold id, amount, scopes joined by newlines, ...
+-- Returns 'STALE' when the counters are of another epoch or a window has turned, else for each
+-- {1, ms of the hold} or {0, scope, window kind, missing, held by others, ms until the window ends, policy}.
+local epoch, lease, now = ARGV[1], tonumber(ARGV[2]), now_ms()
+local money = {}
+local function setting(field)
+    if money[field] == nil then money[field] = redis.call('HGET', MONEY, field) end
+    return money[field]
+end
+if setting('epoch') ~= epoch then return 'STALE' end
+for _, kind in ipairs({'day', 'month'}) do
+    if now >= tonumber(setting('end|' .. kind)) then return 'STALE' end
+end
+local KINDS = {'total', 'day', 'month'}
+
+-- The counters that a scope has: one for each of its budgets.
+local function counters(scopes)
+    local found = {}
+    for scope in string.gmatch(scopes, '[^\n]+') do
+        for _, kind in ipairs(KINDS) do
+            local limit = setting('limit|' .. scope .. '|' .. kind)
+            if limit then
+                found[#found + 1] = {scope = scope, kind = kind, limit = tonumber(limit),
+                                     name = scope .. '|' .. setting('window|' .. kind)}
+            end
+        end
+    end
+    return found
+end
+
+local function count(name, part)
+    return tonumber(redis.call('HGET', SPENT, name .. '|' .. part) or '0')
+end
+
+local function refusal(amount, found)
+    for _, c in ipairs(found) do
+        local held = count(c.name, 'held')
+        local missing = count(c.name, 'settled') + count(c.name, 'suspense') + held + amount - c.limit
+        if missing > 0 then
+            local ends = setting('end|' .. c.kind)
+            return {0, c.scope, c.kind, missing, held, ends and tonumber(ends) - now or -1,
+                    setting('policy|' .. c.scope .. '|' .. c.kind)}
+        end
+    end
+    return nil
+end
+
+local result = {}
+for i = 3, #ARGV, 3 do
+    local id, amount, found = ARGV[i], tonumber(ARGV[i + 1]), counters(ARGV[i + 2])
+    local refused = refusal(amount, found)
+    if refused then
+        result[#result + 1] = refused
+    else
+        local names = {}
+        for n, c in ipairs(found) do
+            redis.call('HINCRBY', SPENT, c.name .. '|held', amount)
+            names[n] = c.name
+        end
+        if #names > 0 then
+            redis.call('HSET', HOLDS, id, string.format('%.0f', amount) .. '\n' .. table.concat(names, '\n'))
+            redis.call('ZADD', HOLD_LEASES, now + lease, id)
+        end
+        result[#result + 1] = {1, now}
+    end
+end
+return result

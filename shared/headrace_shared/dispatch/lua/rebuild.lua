@@ -1,0 +1,34 @@
+-- Put the counters of budgets in place as the ledger has them. The epoch is written with
+-- them: whoever carries another is refused. A rebuild that is older than what is in place
+-- changes nothing.
+-- KEYS: none are declared; one server holds them all (prelude.lua names them)
+-- ARGV: epoch, run id of the server, hold lease in ms, number of fields, then field, value, ... of `money`
+--       (`ends_in|<kind>` becomes a moment here), number of counters, then counter, value, ...,
+--       number of holds, then hold id, record, ...
+local present = redis.call('HGET', MONEY, 'epoch')
+if present and tonumber(present) >= tonumber(ARGV[1]) and redis.call('HGET', MONEY, 'run_id') == ARGV[2] then
+    return 'OLDER'
+end
+local now, lease = now_ms(), tonumber(ARGV[3])
+redis.call('DEL', MONEY, SPENT, HOLDS, HOLD_LEASES)
+local at = 4
+local function each(write)
+    local number = tonumber(ARGV[at])
+    for i = at + 1, at + 2 * number, 2 do write(ARGV[i], ARGV[i + 1]) end
+    at = at + 2 * number + 1
+end
+each(function(field, value)
+    local kind = string.match(field, '^ends_in|(.*)$')
+    if kind then
+        redis.call('HSET', MONEY, 'end|' .. kind, string.format('%.0f', now + tonumber(value)))
+    else
+        redis.call('HSET', MONEY, field, value)
+    end
+end)
+each(function(counter, value) redis.call('HINCRBY', SPENT, counter, value) end)
+each(function(id, record)
+    redis.call('HSET', HOLDS, id, record)
+    redis.call('ZADD', HOLD_LEASES, now + lease, id)
+end)
+redis.call('HSET', MONEY, 'run_id', ARGV[2], 'epoch', ARGV[1])
+return 'OK'

@@ -1,0 +1,146 @@
+"""A job before and after it was saved, and what it leaves behind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from uuid import UUID
+
+from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, RouteName, Run, Tenant
+from headrace_shared.money import NanoUSD, to_usd
+from headrace_shared.request import Endpoint
+from headrace_shared.usage import Usage
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """Where a job stands in the file it came from."""
+
+    batch_id: BatchId
+    line: int
+    """From 1, as an editor counts."""
+    custom_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job that was checked and not yet saved."""
+
+    id: JobId
+    tenant: Tenant
+    lane: Lane
+    route: RouteName
+    endpoint: Endpoint
+    body: bytes
+    """The request in the provider's own wire format: UTF-8 JSON."""
+    max_attempts: int
+    delay: timedelta = timedelta(0)
+    idempotency_key: str | None = None
+    digest: bytes = b""
+    """SHA-256 of what the job asks for: what an idempotency key is compared by."""
+    webhook: str | None = None
+    metadata: Mapping[str, str] | None = None
+    traceparent: str | None = None
+    batch_line: BatchLine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The name of a queue: jobs of one lane, route and tenant wait in line together."""
+
+    lane: Lane
+    route: RouteName
+    tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job as its worker holds it, under a lease of its row."""
+
+    id: JobId
+    run: Run
+    queue: Queue
+    endpoint: Endpoint
+    body: bytes
+    attempts: int
+    """Attempts that failed before this run."""
+    max_attempts: int
+    created_at: datetime
+    waited: timedelta
+    """From when it was due until it was claimed."""
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A saved job as its row says it is."""
+
+    id: JobId
+    tenant: Tenant
+    lane: Lane
+    route: RouteName
+    endpoint: Endpoint
+    state: JobState
+    run: Run
+    attempts: int
+    max_attempts: int
+    crashes: int
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    waiting_for: str | None
+    error_class: str | None
+    error: str | None
+    webhook: str | None
+    batch_id: UUID | None
+    custom_id: str | None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What the calls of a job used and cost; suspense is not in `cost`."""
+
+    usage: Usage
+    cost: NanoUSD
+    suspense: NanoUSD
+
+    @property
+    def cost_usd(self) -> float:
+        return float(to_usd(self.cost))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer that ended a job, byte for byte as the provider sent it."""
+
+    run: Run
+    call: CallNumber
+    provider: str
+    model: str
+    body: bytes
+    status: int
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A job that ended, with its answer if it has one, and its bill."""
+
+    job: Job
+    answer: Answer | None
+    bill: Bill

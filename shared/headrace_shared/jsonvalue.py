@@ -1,0 +1,110 @@
+"""JSON as a typed value, and the strict reading of what callers hand in."""
+
+import json
+from typing import TypeAlias
+
+from headrace_shared.errors import InvalidRequest
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+JsonObject: TypeAlias = "dict[str, Json]"
+
+
+def write_json(value: object) -> bytes:
+    """Write compact UTF-8 JSON.
+
+    Raises:
+        InvalidRequest: a value that JSON has no word for, NaN, or half of a surrogate pair.
+
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(field="body", reason=_SURROGATE) from None
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(field="body", reason=f"cannot be written as JSON ({error})") from None
+    except RecursionError:
+        raise InvalidRequest(field="body", reason=_DEPTH) from None
+
+
+def canonical_json(value: Json) -> bytes:
+    """Write JSON that is the same for equal values: sorted keys, no spaces.
+
+    Raises:
+        InvalidRequest: a number beyond the range of a float, or half of a surrogate pair.
+
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(field="body", reason=_SURROGATE) from None
+    except ValueError:
+        raise InvalidRequest(field="body", reason="contains a number that is not finite") from None
+    except RecursionError:
+        raise InvalidRequest(field="body", reason=_DEPTH) from None
+
+
+def read_object(body: bytes) -> tuple[JsonObject, bool]:
+    """Read a JSON object from UTF-8, and tell whether any of its objects repeats a key (the last one counts).
+
+    Raises:
+        InvalidRequest: not UTF-8, not JSON, NaN or Infinity, not an object, or too deep.
+
+    """
+    repeated: list[str] = []
+
+    def build(pairs: list[tuple[str, Json]]) -> JsonObject:
+        built = dict(pairs)
+        if len(built) != len(pairs):
+            repeated.append("")
+        return built
+
+    try:
+        value: Json = json.loads(body.decode(), object_pairs_hook=build, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(field="body", reason=f"is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise InvalidRequest(field="body", reason=_DEPTH) from None
+    except ValueError as error:
+        raise InvalidRequest(field="body", reason=f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(field="body", reason="must be a JSON object")
+    return value, bool(repeated)
+
+
+def refuse_nul(document: JsonObject) -> None:
+    """Refuse a document with a NUL character in a string or a key.
+
+    Raises:
+        InvalidRequest: names the place.
+
+    """
+    try:
+        place = _find_nul(document, "body")
+    except RecursionError:
+        raise InvalidRequest(field="body", reason=_DEPTH) from None
+    if place is not None:
+        raise InvalidRequest(field=place, reason="contains a NUL character, which cannot be stored")
+
+
+def _find_nul(value: Json, path: str) -> str | None:
+    match value:
+        case str():
+            return path if "\0" in value else None
+        case list():
+            found = (_find_nul(item, f"{path}[{index}]") for index, item in enumerate(value))
+        case dict():
+            if any("\0" in key for key in value):
+                return path
+            found = (_find_nul(item, f"{path}.{key}") for key, item in value.items())
+        case _:
+            return None
+    return next((place for place in found if place is not None), None)
+
+
+def _refuse_constant(name: str) -> Json:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_SURROGATE = "contains half of a surrogate pair, which UTF-8 cannot carry"
+_DEPTH = "is nested too deeply"

@@ -1,0 +1,243 @@
+"""How many tokens a request can cost at most, found without a tokenizer.
+
+Byte-level vocabularies make at most one token of a byte, so the UTF-8 bytes of the
+JSON body bound the tokens of all text in it, the chat template's included. What the
+body only points at is bounded by a constant; what nothing bounds is refused, for a
+hold on it would be a guess.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from headrace_shared.errors import InvalidRequest
+from headrace_shared.jsonvalue import Json, JsonObject
+
+
+class Endpoint(StrEnum):
+    """What a job may ask for: the paths of the provider's API."""
+
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
+    MODERATIONS = "/v1/moderations"
+
+
+FRAMING_TOKENS = 128
+"""What a provider adds to a prompt of its own: roles, the date, a hidden preamble."""
+
+SCHEMA_TOKENS = 512
+"""What it adds once where tools or an output schema are given, beside their own bytes."""
+
+IMAGE_TOKENS = 50_000
+"""One image at any size and detail: the dearest known is gpt-4o-mini at 2,833 + 8 * 5,667 = 48,169."""
+
+FILE_TOKENS = 2_097_152
+"""All files of a request: no model priced today reads a longer context, and a longer one is refused."""
+
+MAX_CHOICES = 128
+
+_SERVICE_TIERS = ("auto", "default", "flex")
+_CLIENT_TOOLS = ("function", "custom")
+_TEXT_PARTS = ("text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text")
+_IMAGE_PARTS = ("image_url", "input_image")
+_FILE_PARTS = ("file", "input_file")
+_CALL_ITEMS = ("function_call", "custom_tool_call")
+_OUTPUT_ITEMS = ("function_call_output", "custom_tool_call_output")
+
+_UNBOUNDED_FIELDS = {
+    Endpoint.CHAT_COMPLETIONS: ("audio", "prediction", "web_search_options"),
+    Endpoint.RESPONSES: ("previous_response_id", "conversation", "prompt", "context_management"),
+    Endpoint.EMBEDDINGS: (),
+    Endpoint.MODERATIONS: (),
+}
+
+
+@dataclass(slots=True)
+class _Measure:
+    """What is in a request beside its text."""
+
+    images: int = 0
+    files: int = 0
+    embedded_characters: int = 0
+    """Data URLs: bytes of the body that are no text."""
+
+
+def check_bounded(endpoint: Endpoint, document: JsonObject) -> None:
+    """Refuse a request whose cost has no upper bound.
+
+    Raises:
+        InvalidRequest: names the part, and says that a hard budget cannot bound it.
+
+    """
+    for name in _UNBOUNDED_FIELDS[endpoint]:
+        if document.get(name) is not None:
+            raise _unbounded(name)
+    tier = document.get("service_tier")
+    if tier is not None and tier not in _SERVICE_TIERS:
+        raise InvalidRequest(
+            field="service_tier",
+            reason="is charged above the standard price, which cannot be bounded under a hard budget: "
+            "use auto, default or flex",
+        )
+    _check_modalities(document.get("modalities"))
+    _check_tools(document.get("tools"))
+    output_bound(endpoint, document, 1)
+    input_bound(endpoint, document, 0)
+
+
+def input_bound(endpoint: Endpoint, document: JsonObject, size: int) -> int:
+    """Return the most input tokens that a body of ``size`` bytes can cost.
+
+    Raises:
+        InvalidRequest: a part of it cannot be bounded.
+
+    """
+    measure = _Measure()
+    match endpoint:
+        case Endpoint.CHAT_COMPLETIONS:
+            for place, message in _objects(document.get("messages"), "messages"):
+                _measure_message(message, place, measure)
+        case Endpoint.RESPONSES | Endpoint.MODERATIONS:
+            for place, item in _objects(document.get("input"), "input"):
+                _measure_item(item, place, measure)
+        case Endpoint.EMBEDDINGS:
+            counted = _count_token_ids(document.get("input"))
+            return FRAMING_TOKENS + (size if counted is None else counted)
+        case _:
+            assert_never(endpoint)
+    has_schema = any(
+        document.get(name) is not None for name in ("tools", "functions", "response_format", "text")
+    )
+    return (
+        size
+        - measure.embedded_characters
+        + FRAMING_TOKENS
+        + (SCHEMA_TOKENS if has_schema else 0)
+        + measure.images * IMAGE_TOKENS
+        + (FILE_TOKENS if measure.files else 0)
+    )
+
+
+def output_bound(endpoint: Endpoint, document: JsonObject, default: int) -> int:
+    """Return the most output tokens of a request, ``default`` standing for a maximum it does not name.
+
+    Raises:
+        InvalidRequest: a maximum, or the number of choices, is not a positive whole number.
+
+    """
+    match endpoint:
+        case Endpoint.CHAT_COMPLETIONS:
+            names = ("max_completion_tokens", "max_tokens")
+            maxima = [found for name in names if (found := _positive(document, name)) is not None]
+            choices = _positive(document, "n") or 1
+            if choices > MAX_CHOICES:
+                raise InvalidRequest(field="n", reason=f"must be at most {MAX_CHOICES}")
+            return choices * max(maxima, default=default)
+        case Endpoint.RESPONSES:
+            return _positive(document, "max_output_tokens") or default
+        case Endpoint.EMBEDDINGS | Endpoint.MODERATIONS:
+            return 0
+        case _:
+            assert_never(endpoint)
+
+
+def _unbounded(field: str) -> InvalidRequest:
+    return InvalidRequest(
+        field=field, reason="its cost cannot be bounded under a hard budget, so it is not accepted"
+    )
+
+
+def _positive(document: JsonObject, name: str) -> int | None:
+    value = document.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**31:
+        raise InvalidRequest(field=name, reason="must be a positive whole number")
+    return value
+
+
+def _check_modalities(modalities: Json) -> None:
+    if modalities is not None and modalities != ["text"]:
+        raise _unbounded("modalities")
+
+
+def _check_tools(tools: Json) -> None:
+    if tools is not None and not isinstance(tools, list):
+        raise InvalidRequest(field="tools", reason="must be a list")
+    for place, tool in _objects(tools, "tools"):
+        if tool.get("type") not in _CLIENT_TOOLS:
+            raise _unbounded(f"{place}.type")
+
+
+def _objects(value: Json, field: str) -> Iterator[tuple[str, JsonObject]]:
+    """Go through a list that must hold objects; the strings of an input list are bounded by their bytes."""
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(item, dict):
+            yield f"{field}[{index}]", item
+        elif not (field == "input" and isinstance(item, str)):
+            raise InvalidRequest(field=f"{field}[{index}]", reason="must be an object")
+
+
+def _measure_message(message: JsonObject, place: str, measure: _Measure) -> None:
+    if message.get("audio") is not None:
+        raise _unbounded(f"{place}.audio")
+    _measure_content(message.get("content"), f"{place}.content", measure)
+
+
+def _measure_item(item: JsonObject, place: str, measure: _Measure) -> None:
+    kind = item.get("type")
+    if kind is None or kind == "message":
+        _measure_content(item.get("content"), f"{place}.content", measure)
+    elif kind in _OUTPUT_ITEMS:
+        _measure_content(item.get("output"), f"{place}.output", measure)
+    elif kind == "reasoning":
+        if not isinstance(item.get("encrypted_content"), str):
+            raise _unbounded(place)
+    elif kind not in _CALL_ITEMS:
+        _measure_part(item, place, measure)
+
+
+def _measure_content(content: Json, place: str, measure: _Measure) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise InvalidRequest(field=place, reason="must be a string or a list of parts")
+    for part_place, part in _objects(content, place):
+        _measure_part(part, part_place, measure)
+
+
+def _measure_part(part: JsonObject, place: str, measure: _Measure) -> None:
+    kind = part.get("type")
+    if kind in _TEXT_PARTS:
+        return
+    source = _source(part)
+    if part.get("file_id") is not None or source.get("file_id") is not None:
+        raise _unbounded(f"{place}.file_id")
+    if kind in _IMAGE_PARTS:
+        measure.images += 1
+    elif kind in _FILE_PARTS:
+        measure.files += 1
+    else:
+        raise _unbounded(f"{place}.type")
+    for name in ("url", "image_url", "file_data"):
+        embedded = source.get(name)
+        if isinstance(embedded, str) and embedded.startswith("data:"):
+            measure.embedded_characters += len(embedded)
+
+
+def _source(part: JsonObject) -> JsonObject:
+    """Return where an attachment's bytes are named: a part of chat nests it, a part of responses is it."""
+    nested = part.get("image_url", part.get("file"))
+    return nested if isinstance(nested, dict) else part
+
+
+def _count_token_ids(value: Json) -> int | None:
+    """Count an input of token ids, or of lists of them; None where it is text."""
+    if not isinstance(value, list):
+        return None
+    if all(isinstance(item, int) for item in value):
+        return len(value)
+    lists = [item for item in value if isinstance(item, list)]
+    return sum(map(len, lists)) if len(lists) == len(value) else None

@@ -1,0 +1,23 @@
+-- The configuration, in versions: the newest is in force.
+
+-- name: apply_configuration
+-- Nothing is written when the newest version says the same.
+WITH latest AS (
+    SELECT version, document FROM headrace.configurations ORDER BY version DESC LIMIT 1
+), applied AS (
+    INSERT INTO headrace.configurations (document, source, applied_at)
+    SELECT $1::jsonb, $2, headrace.now()
+    WHERE NOT EXISTS (SELECT FROM latest WHERE document = $1::jsonb)
+    RETURNING version
+)
+SELECT coalesce((SELECT version FROM applied), (SELECT version FROM latest)) AS version,
+       EXISTS (SELECT FROM applied) AS changed;
+
+-- name: current_configuration
+SELECT version, document FROM headrace.configurations ORDER BY version DESC LIMIT 1;
+
+-- name: get_configuration
+SELECT version, document FROM headrace.configurations WHERE version = $1;
+
+-- name: list_configurations
+SELECT version, source, applied_at FROM headrace.configurations ORDER BY version DESC LIMIT $1;

@@ -1,0 +1,76 @@
+"""What the feeder, and whoever does the house's chores, asks of the store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from headrace_shared.ids import JobId, WorkerId
+from headrace_shared.job import Queue
+from headrace_shared.store.jobs import queue_of
+from headrace_shared.store.pool import Database
+from headrace_shared.store.sql import Statements
+
+_SQL = Statements("feed.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    id: WorkerId
+    host: str
+    slots: int
+    lanes: tuple[str, ...]
+
+
+async def due_queues(database: Database) -> list[Queue]:
+    """Return the queues that have a job due."""
+    return [queue_of(row) for row in await database.fetch(_SQL["due_queues"])]
+
+
+async def due_jobs(database: Database, queue: Queue, *, limit: int) -> list[JobId]:
+    """Return the head of a queue, in the order its jobs are due."""
+    rows = await database.fetch(_SQL["due_jobs"], queue.lane, queue.route, queue.tenant, limit)
+    return [JobId(row["id"]) for row in rows]
+
+
+async def lead(database: Database, role: str, holder: WorkerId, lease: timedelta) -> bool:
+    """Take or keep a role; false when somebody else has it."""
+    return await database.fetchrow(_SQL["lead"], role, holder, lease.total_seconds()) is not None
+
+
+async def resign(database: Database, role: str, holder: WorkerId) -> None:
+    await database.execute(_SQL["resign"], role, holder)
+
+
+async def register_worker(
+    database: Database, worker: WorkerId, *, host: str, slots: int, lanes: Sequence[str], alive: timedelta
+) -> None:
+    """Say that a worker is there, and for how long to believe it."""
+    await database.execute(_SQL["register_worker"], worker, host, slots, lanes, alive.total_seconds())
+
+
+async def forget_worker(database: Database, worker: WorkerId) -> None:
+    await database.execute(_SQL["forget_worker"], worker)
+
+
+async def live_workers(database: Database) -> list[WorkerInfo]:
+    return [
+        WorkerInfo(WorkerId(row["id"]), row["host"], row["slots"], tuple(row["lanes"]))
+        for row in await database.fetch(_SQL["live_workers"])
+    ]
+
+
+async def make_partitions(database: Database) -> None:
+    """Make the partitions of this week and the four that follow."""
+    await database.execute(_SQL["make_partitions"])
+
+
+async def drop_partitions(database: Database, *, older_than: timedelta) -> list[str]:
+    """Drop the weeks that ended before then and hold nothing that is still under way."""
+    rows = await database.fetch(_SQL["drop_partitions"], older_than.days)
+    return [row[0] for row in rows]
+
+
+async def forget_expired(database: Database, *, older_than: timedelta) -> int:
+    """Delete expired idempotency keys, old callbacks and dead workers; return how many."""
+    row = await database.fetchrow(_SQL["forget_expired"], older_than.days)
+    return int(row[0]) if row else 0

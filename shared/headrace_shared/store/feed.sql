@@ -1,0 +1,67 @@
+-- What the feeder, and whoever does the house's chores, asks of the store.
+
+-- name: due_queues
+-- The queues that have a job due, by skipping from one to the next in the index.
+WITH RECURSIVE queue AS (
+    (SELECT lane, route, tenant FROM headrace.jobs
+     WHERE state = 'queued' ORDER BY lane, route, tenant LIMIT 1)
+    UNION ALL
+    SELECT following.* FROM queue, LATERAL (
+        SELECT j.lane, j.route, j.tenant FROM headrace.jobs j
+        WHERE j.state = 'queued' AND (j.lane, j.route, j.tenant) > (queue.lane, queue.route, queue.tenant)
+        ORDER BY j.lane, j.route, j.tenant LIMIT 1) AS following
+)
+SELECT lane, route, tenant FROM queue WHERE EXISTS (
+    SELECT FROM headrace.jobs j WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route
+        AND j.tenant = queue.tenant AND j.run_at <= headrace.now());
+
+-- name: due_jobs
+-- The head of one queue: what its window in Redis should hold.
+SELECT id FROM headrace.jobs
+WHERE state = 'queued' AND lane = $1 AND route = $2 AND tenant = $3 AND run_at <= headrace.now()
+ORDER BY run_at, id LIMIT $4;
+
+-- name: next_due
+-- In how many seconds the next waiting job is due.
+SELECT extract(epoch FROM min(run_at) - headrace.now())::float8 FROM headrace.jobs
+WHERE state = 'queued' AND run_at > headrace.now();
+
+-- name: lead
+-- Take or keep a role; the holder's own name comes back only to the holder.
+INSERT INTO headrace.leaders AS l (role, holder, until)
+VALUES ($1, $2, headrace.now() + make_interval(secs => $3))
+ON CONFLICT (role) DO UPDATE SET holder = excluded.holder, until = excluded.until
+WHERE l.holder = excluded.holder OR l.until < headrace.now()
+RETURNING holder;
+
+-- name: resign
+DELETE FROM headrace.leaders WHERE role = $1 AND holder = $2;
+
+-- name: register_worker
+INSERT INTO headrace.workers (id, host, slots, lanes, started_at, alive_until)
+VALUES ($1, $2, $3, $4, headrace.now(), headrace.now() + make_interval(secs => $5))
+ON CONFLICT (id) DO UPDATE SET alive_until = excluded.alive_until;
+
+-- name: forget_worker
+DELETE FROM headrace.workers WHERE id = $1;
+
+-- name: live_workers
+SELECT id, host, slots, lanes FROM headrace.workers WHERE alive_until > headrace.now() ORDER BY id;
+
+-- name: make_partitions
+SELECT headrace.make_partitions(headrace.now(), 4);
+
+-- name: drop_partitions
+SELECT headrace.drop_partitions(headrace.now() - make_interval(days => $1));
+
+-- name: forget_expired
+-- The small tables' share of retention: old keys, callbacks that ended long ago, dead workers.
+WITH keys AS (
+    DELETE FROM headrace.idempotency WHERE expires_at < headrace.now() RETURNING 1
+), callbacks AS (
+    DELETE FROM headrace.deliveries
+    WHERE ended_at < headrace.now() - make_interval(days => $1) RETURNING 1
+), gone AS (
+    DELETE FROM headrace.workers WHERE alive_until < headrace.now() - interval '1 day' RETURNING 1
+)
+SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM callbacks) + (SELECT count(*) FROM gone);

@@ -1,0 +1,66 @@
+-- Budgets, the epoch of their counters, and what was spent.
+
+-- name: set_budget
+INSERT INTO headrace.budgets (scope, window_kind, limit_nano, policy, changed_at)
+VALUES ($1, $2, $3, $4, headrace.now())
+ON CONFLICT (scope, window_kind) DO UPDATE SET
+    limit_nano = excluded.limit_nano, policy = excluded.policy, changed_at = excluded.changed_at;
+
+-- name: remove_budget
+DELETE FROM headrace.budgets WHERE scope = $1 AND window_kind = $2 RETURNING scope;
+
+-- name: raise_epoch
+SELECT headrace.raise_epoch();
+
+-- name: current_epoch
+SELECT epoch FROM headrace.money;
+
+-- name: current_windows
+-- The windows that are open now, and in how many milliseconds each ends (null: never).
+SELECT split_part(name, ':', 1) AS kind, name,
+       CASE split_part(name, ':', 1)
+           WHEN 'day' THEN extract(epoch FROM date_trunc('day', m.now, 'UTC') + interval '1 day' - m.now)
+           WHEN 'month' THEN extract(epoch FROM
+               (date_trunc('month', m.now AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC' - m.now)
+       END::float8 AS ends_in
+FROM (SELECT headrace.now() AS now) m, unnest(headrace.windows(m.now)) AS name;
+
+-- name: budget_state
+-- Every budget with what its present window has settled and in suspense.
+SELECT b.scope, b.window_kind, w.name AS window_name, b.limit_nano, b.policy,
+       coalesce(sum(s.settled_nano), 0)::bigint AS settled_nano,
+       coalesce(sum(s.suspense_nano), 0)::bigint AS suspense_nano
+FROM headrace.budgets b
+JOIN unnest(headrace.windows(headrace.now())) AS w(name) ON split_part(w.name, ':', 1) = b.window_kind
+LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = w.name
+GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, b.policy
+ORDER BY b.scope, b.window_kind;
+
+-- name: open_calls
+-- What is held: calls whose intent stands, by hold.
+SELECT hold_id, held_nano, scopes, headrace.windows(held_at) AS windows FROM headrace.calls WHERE state = 'open';
+
+-- name: usage
+-- The ledger in one row per group; a grouping that is not asked for is null.
+SELECT CASE WHEN 'model' = ANY($1::text[]) THEN model END AS model,
+       CASE WHEN 'provider' = ANY($1::text[]) THEN provider END AS provider,
+       CASE WHEN 'tenant' = ANY($1::text[]) THEN tenant END AS tenant,
+       CASE WHEN 'endpoint' = ANY($1::text[]) THEN endpoint END AS endpoint,
+       count(*) FILTER (WHERE state <> 'open') AS calls,
+       count(*) FILTER (WHERE state = 'answered') AS answered,
+       coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens,
+       coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens,
+       coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
+       coalesce(sum(reasoning_tokens), 0)::bigint AS reasoning_tokens,
+       coalesce(sum(cache_write_tokens), 0)::bigint AS cache_write_tokens,
+       coalesce(sum(cost_nano), 0)::bigint AS cost_nano,
+       coalesce(sum(suspense_nano), 0)::bigint AS suspense_nano
+FROM headrace.calls
+WHERE ($2::text IS NULL OR tenant = $2)
+  AND ($3::uuid IS NULL OR job_id IN (SELECT id FROM headrace.jobs WHERE batch_id = $3))
+GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4;
+
+-- name: suspense
+-- What is in suspense, oldest first.
+SELECT job_id, run, call, tenant, provider, model, error_class, suspense_nano, ended_at
+FROM headrace.calls WHERE state = 'suspense' ORDER BY ended_at LIMIT $1;

@@ -1,0 +1,158 @@
+-- What workers do with jobs: claim, keep, journal, finish. Every write names a run.
+
+-- name: claim_jobs
+UPDATE headrace.jobs AS j SET
+    state = 'running', run = j.run + 1, worker = $2, lease_until = m.now + make_interval(secs => $3),
+    started_at = coalesce(j.started_at, m.now), waiting_for = NULL
+FROM unnest($1::uuid[]) AS wanted(id), (SELECT headrace.now() AS now) AS m
+WHERE j.id = wanted.id AND j.state = 'queued' AND j.run_at <= m.now
+RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts, j.max_attempts,
+          j.created_at, greatest(m.now - j.run_at, interval '0') AS waited, j.traceparent,
+          (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
+
+-- name: look_up
+-- Where the ids stand that a claim did not get, so that the dispatch can be put right.
+SELECT id, state, greatest(extract(epoch FROM
+           CASE state WHEN 'queued' THEN run_at WHEN 'running' THEN lease_until END - headrace.now()), 0)::float8
+       AS due_in
+FROM headrace.jobs WHERE id = ANY($1::uuid[]);
+
+-- name: heartbeat
+UPDATE headrace.jobs AS j SET lease_until = m.now + make_interval(secs => $3)
+FROM unnest($1::uuid[], $2::int[]) AS held(id, run), (SELECT headrace.now() AS now) AS m
+WHERE j.id = held.id AND j.run = held.run AND j.state = 'running'
+RETURNING j.id, j.cancel_requested;
+
+-- name: release_jobs
+-- Give jobs back unharmed: no attempt, no crash is counted.
+UPDATE headrace.jobs AS j SET
+    state = 'queued', worker = NULL, lease_until = NULL, run_at = headrace.now(), waiting_for = $3
+FROM unnest($1::uuid[], $2::int[]) AS held(id, run)
+WHERE j.id = held.id AND j.run = held.run AND j.state = 'running'
+RETURNING j.id;
+
+-- name: open_calls
+-- The intents of calls, right before they are sent: only under the epoch of their holds,
+-- and only for runs that still own their rows.
+WITH fence AS MATERIALIZED (
+    SELECT headrace.now() AS now WHERE headrace.epoch_holds($1)
+)
+INSERT INTO headrace.calls
+    (job_id, run, call, tenant, endpoint, provider, model, hold_id, held_nano, held_at, scopes, epoch,
+     price_version, opened_at)
+SELECT i.job_id, i.run, i.call, j.tenant, j.endpoint, i.provider, i.model, i.hold_id, i.held_nano, i.held_at,
+       string_to_array(i.scopes, E'\n'), $1, i.price_version, fence.now
+FROM fence, unnest($2::uuid[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[], $8::bigint[],
+                   $9::timestamptz[], $10::text[], $11::text[])
+         AS i(job_id, run, call, provider, model, hold_id, held_nano, held_at, scopes, price_version)
+JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = 'running'
+-- An older hold may have been given up as leaked by now (twice this long after it was taken).
+WHERE i.held_at > fence.now - interval '30 seconds'
+ON CONFLICT (job_id, run, call) DO NOTHING
+RETURNING job_id;
+
+-- name: finish
+-- One transaction for a batch: calls are concluded (whoever owns the job by now: a bill is
+-- a bill), attempts recorded, spend booked, and the jobs that are still owned are ended or
+-- put back. The ids that come back are those.
+WITH moment AS MATERIALIZED (
+    SELECT headrace.now() AS now
+), conclusion AS MATERIALIZED (
+    SELECT * FROM unnest(
+        $1::uuid[], $2::int[], $3::int[], $4::text[], $5::int[], $6::text[], $7::text[],
+        $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
+        $14::bytea[], $15::float8[], $34::bigint[]
+    ) AS c(job_id, run, call, state, status, error_class, request_id,
+           prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, cost_nano, suspense_nano,
+           answer, latency, cache_write_tokens)
+), before AS MATERIALIZED (
+    SELECT c.job_id, c.run, c.call, c.suspense_nano
+    FROM headrace.calls c JOIN conclusion x ON c.job_id = x.job_id AND c.run = x.run AND c.call = x.call
+    WHERE c.state IN ('open', 'suspense')
+    ORDER BY c.job_id, c.run, c.call FOR UPDATE OF c
+), concluded AS (
+    UPDATE headrace.calls AS c SET
+        state = x.state, status = x.status, error_class = x.error_class, request_id = x.request_id,
+        prompt_tokens = x.prompt_tokens, cached_tokens = x.cached_tokens,
+        cache_write_tokens = x.cache_write_tokens,
+        completion_tokens = x.completion_tokens, reasoning_tokens = x.reasoning_tokens,
+        cost_nano = x.cost_nano, suspense_nano = x.suspense_nano, answer = x.answer,
+        latency = make_interval(secs => x.latency), ended_at = moment.now
+    FROM moment, conclusion x JOIN before b ON b.job_id = x.job_id AND b.run = x.run AND b.call = x.call
+    WHERE c.job_id = x.job_id AND c.run = x.run AND c.call = x.call
+    RETURNING c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.cost_nano,
+              c.suspense_nano - b.suspense_nano AS suspense_delta
+), daily AS (
+    SELECT scope, held_on, sum(cost_nano) AS cost, sum(suspense_delta) AS suspense
+    FROM concluded, unnest(scopes) AS scope GROUP BY scope, held_on
+), booked AS (
+    -- Sorted, so that two workers lock the same sums in the same order.
+    INSERT INTO headrace.spend AS s (scope, window_name, shard, settled_nano, suspense_nano)
+    SELECT scope, name, $16, sum(cost), sum(suspense)
+    FROM daily, unnest(headrace.windows(held_on)) AS name
+    GROUP BY scope, name HAVING sum(cost) <> 0 OR sum(suspense) <> 0 ORDER BY scope, name
+    ON CONFLICT (scope, window_name, shard) DO UPDATE SET
+        settled_nano = s.settled_nano + excluded.settled_nano,
+        suspense_nano = s.suspense_nano + excluded.suspense_nano
+), attempted AS (
+    INSERT INTO headrace.attempts (job_id, run, number, call, outcome, error_class, error, worker, ended_at)
+    SELECT a.job_id, a.run, a.number, a.call, a.outcome, a.error_class, a.error, $17, moment.now
+    FROM moment, unnest($18::uuid[], $19::int[], $20::int[], $21::int[], $22::text[], $23::text[], $24::text[])
+        AS a(job_id, run, number, call, outcome, error_class, error)
+    ON CONFLICT DO NOTHING
+)
+UPDATE headrace.jobs AS j SET
+    state = e.state, attempts = e.attempts, error_class = e.error_class, error = e.error,
+    waiting_for = e.waiting_for,
+    result_run = CASE e.state WHEN 'succeeded' THEN e.run END, result_call = e.result_call,
+    run_at = CASE e.state WHEN 'queued' THEN moment.now + make_interval(secs => e.delay) ELSE j.run_at END,
+    ended_at = CASE e.state WHEN 'queued' THEN NULL ELSE moment.now END,
+    lease_until = NULL, worker = NULL
+FROM moment, unnest($25::uuid[], $26::int[], $27::text[], $28::int[], $29::text[], $30::text[], $31::text[],
+                    $32::int[], $33::float8[])
+    AS e(job_id, run, state, attempts, error_class, error, waiting_for, result_call, delay)
+WHERE j.id = e.job_id AND j.run = e.run AND j.state = 'running'
+RETURNING j.id;
+
+-- name: reap
+-- Rows whose lease ended go back at once; the third crash quarantines. The calls such a run
+-- had open stand in suspense at their worst case until somebody knows better.
+WITH moment AS MATERIALIZED (
+    SELECT headrace.now() AS now
+), lost AS MATERIALIZED (
+    SELECT j.id, j.run FROM headrace.jobs j, moment
+    WHERE j.state = 'running' AND j.lease_until < moment.now
+    ORDER BY j.id LIMIT $1 FOR UPDATE OF j SKIP LOCKED
+), suspended AS (
+    UPDATE headrace.calls AS c SET
+        state = 'suspense', suspense_nano = c.held_nano, ended_at = moment.now, error_class = 'lost_lease'
+    FROM moment, lost WHERE c.job_id = lost.id AND c.run = lost.run AND c.state = 'open'
+    RETURNING c.hold_id, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.suspense_nano
+), booked AS (
+    INSERT INTO headrace.spend AS s (scope, window_name, shard, suspense_nano)
+    SELECT scope, name, 0, sum(suspense_nano)
+    FROM suspended, unnest(scopes) AS scope, unnest(headrace.windows(held_on)) AS name
+    GROUP BY scope, name ORDER BY scope, name
+    ON CONFLICT (scope, window_name, shard) DO UPDATE SET
+        suspense_nano = s.suspense_nano + excluded.suspense_nano
+), back AS (
+    UPDATE headrace.jobs AS j SET
+        crashes = j.crashes + 1,
+        state = CASE WHEN j.crashes >= 2 THEN 'failed' ELSE 'queued' END,
+        error_class = CASE WHEN j.crashes >= 2 THEN 'quarantined' END,
+        error = CASE WHEN j.crashes >= 2 THEN 'three runs of this job lost their worker' END,
+        waiting_for = CASE WHEN j.crashes >= 2 THEN NULL ELSE 'lost_lease' END,
+        ended_at = CASE WHEN j.crashes >= 2 THEN moment.now END,
+        run_at = moment.now, worker = NULL, lease_until = NULL
+    FROM moment, lost WHERE j.id = lost.id
+    RETURNING j.id, j.lane, j.route, j.tenant, j.state
+)
+SELECT b.id, b.lane, b.route, b.tenant, b.state,
+       (SELECT coalesce(array_agg(hold_id), '{}') FROM suspended) AS hold_ids,
+       (SELECT coalesce(array_agg(suspense_nano), '{}') FROM suspended) AS hold_amounts
+FROM back b;
+
+-- name: holds_in_ledger
+-- What the ledger knows of these holds; one that does not come back paid for no call.
+SELECT hold_id, state, cost_nano, suspense_nano FROM headrace.calls
+WHERE job_id = ANY($1::uuid[]) AND hold_id = ANY($2::text[]);
