@@ -81,6 +81,7 @@ class ClaimedJob:
     created_at: datetime
     waited: timedelta
     """From when it was due until it was claimed."""
+    has_webhook: bool = False
     traceparent: str | None = None
 
 

@@ -67,6 +67,10 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.lease_seconds)
 
     @property
+    def drain(self) -> timedelta:
+        return timedelta(seconds=self.drain_seconds)
+
+    @property
     def served_lanes(self) -> tuple[Lane, ...]:
         return tuple(Lane(lane) for lane in self.lanes)
 
@@ -99,15 +103,15 @@ class Settings(BaseSettings):
         return self.redis_url
 
 
-def load_settings() -> Settings:
-    """Read the environment.
+def load_settings(**given: object) -> Settings:
+    """Read the environment; what is given here comes first.
 
     Raises:
         InvalidConfiguration: names the first variable that is wrong, and how.
 
     """
     try:
-        return Settings()
+        return Settings.model_validate({**Settings().model_dump(), **given}) if given else Settings()
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()

@@ -153,6 +153,7 @@ def _claimed(row: asyncpg.Record) -> ClaimedJob:
         max_attempts=row["max_attempts"],
         created_at=row["created_at"],
         waited=row["waited"],
+        has_webhook=row["has_webhook"],
         traceparent=row["traceparent"],
     )
 

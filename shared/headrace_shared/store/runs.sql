@@ -7,7 +7,8 @@ UPDATE headrace.jobs AS j SET
 FROM unnest($1::uuid[]) AS wanted(id), (SELECT headrace.now() AS now) AS m
 WHERE j.id = wanted.id AND j.state = 'queued' AND j.run_at <= m.now
 RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts, j.max_attempts,
-          j.created_at, greatest(m.now - j.run_at, interval '0') AS waited, j.traceparent,
+          j.created_at, greatest(m.now - j.run_at, interval '0') AS waited,
+          j.webhook IS NOT NULL AS has_webhook, j.traceparent,
           (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
 
 -- name: look_up

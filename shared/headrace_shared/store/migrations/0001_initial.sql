@@ -278,6 +278,9 @@ CREATE TABLE headrace.deliveries (
     CHECK ((state = 'pending') = (ended_at IS NULL))
 );
 CREATE INDEX deliveries_due ON headrace.deliveries (next_attempt_at) WHERE state = 'pending';
+-- A receiver's share of what is due is found without reading what others wait for.
+CREATE INDEX deliveries_receiver ON headrace.deliveries (split_part(url, '/', 3), next_attempt_at)
+    WHERE state = 'pending';
 CREATE INDEX deliveries_job ON headrace.deliveries (job_id);
 
 CREATE TABLE headrace.delivery_attempts (

@@ -1,0 +1,26 @@
+from abc import ABC, abstractmethod
+from datetime import datetime
+
+from aiobreaker import CircuitBreakerState
+
+class CircuitBreakerStorage(ABC):
+    def __init__(self, name: str) -> None: ...
+    @property
+    @abstractmethod
+    def state(self) -> CircuitBreakerState: ...
+    @state.setter
+    @abstractmethod
+    def state(self, state: CircuitBreakerState) -> None: ...
+    @abstractmethod
+    def increment_counter(self) -> None: ...
+    @abstractmethod
+    def reset_counter(self) -> None: ...
+    @property
+    @abstractmethod
+    def counter(self) -> int: ...
+    @property
+    @abstractmethod
+    def opened_at(self) -> datetime: ...
+    @opened_at.setter
+    @abstractmethod
+    def opened_at(self, date_time: datetime) -> None: ...

@@ -1,0 +1,297 @@
+"""Circuit breakers that the whole fleet shares, one per provider and model.
+
+aiobreaker decides when to open and to close; its storage and listener interfaces are
+where the fleet comes in. What it lacks is here: a rolling error rate instead of a row of
+failures, one leased probe instead of everybody when it is half open, and gates that keep
+jobs in their queues while it is open. The one file that touches aiobreaker.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, unquote
+
+from aiobreaker import CircuitBreaker, CircuitBreakerError, CircuitBreakerListener, CircuitBreakerState
+from aiobreaker.storage.base import CircuitBreakerStorage
+
+from headrace_shared.configuration import Configuration
+from headrace_shared.dispatch import breakers
+from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.ids import HoldId, RouteName
+from headrace_shared.outcome import ErrorClass
+from headrace_shared.policy import BreakerPolicy
+from headrace_shared.routes import Target
+from headrace_workers.configured import Configured
+from headrace_workers.replies import Answered, Refused, Reply, Unknown
+
+_logger = logging.getLogger(__name__)
+_random = random.SystemRandom()
+
+SYNC_INTERVAL = 0.05
+"""Seconds that outcomes of calls are gathered before they are shared."""
+
+_UNHEALTHY = frozenset({ErrorClass.TRANSIENT, ErrorClass.TIMEOUT, ErrorClass.UNREADABLE})
+_TRIPPED = 1
+_LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make one call; a probe's owner is the only one whose answer closes the breaker."""
+
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotNow:
+    """The breaker is open: ask again after this."""
+
+    delay: timedelta
+
+
+class _Unhealthy(Exception):
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+class FleetStorage(CircuitBreakerStorage):
+    """What aiobreaker reads and writes, kept in step with Redis by its `Breaker`.
+
+    `counter` answers the one question aiobreaker has, whether to open: it is 1 (and the
+    breaker's `fail_max` is 1) when the fleet's error rate says so, else 0.
+    """
+
+    def __init__(self, name: str, policy: Callable[[], BreakerPolicy]) -> None:
+        super().__init__(name)
+        self._policy = policy
+        self._state = CircuitBreakerState.CLOSED
+        self.answered = self.failed = 0
+        self.unshared_answered = self.unshared_failed = 0
+        self.changes: list[CircuitBreakerState] = []
+
+    @property
+    def state(self) -> CircuitBreakerState:
+        return self._state
+
+    @state.setter
+    def state(self, state: CircuitBreakerState) -> None:
+        if state is not self._state and state is not CircuitBreakerState.HALF_OPEN:
+            self.changes.append(state)
+        self._state = state
+
+    def learn(self, state: CircuitBreakerState) -> None:
+        """Take over what the fleet says, without announcing it."""
+        self._state = state
+
+    def increment_counter(self) -> None:
+        self.unshared_failed += 1
+
+    def reset_counter(self) -> None:
+        self.unshared_answered += 1
+
+    @property
+    def counter(self) -> int:
+        policy = self._policy()
+        failed = self.failed + self.unshared_failed
+        total = failed + self.answered + self.unshared_answered
+        return _TRIPPED if total >= policy.minimum_calls and failed / total >= policy.failure_rate else 0
+
+    @property
+    def opened_at(self) -> datetime:
+        # Only a call that took the fleet's probe gets as far as aiobreaker's own clock: for
+        # it the time has come.
+        return _LONG_AGO
+
+    @opened_at.setter
+    def opened_at(self, date_time: datetime) -> None:
+        """The fleet's clock is Redis's: nothing to keep."""
+
+
+class _Announcer(CircuitBreakerListener):
+    def state_change(self, breaker: CircuitBreaker, old: object, new: object) -> None:
+        before, after = (getattr(state, "state", state) for state in (old, new))
+        _logger.warning(
+            "breaker %s: %s -> %s", breaker.name, _name(before), _name(after), extra={"action": "breaker"}
+        )
+
+
+def _name(state: object) -> str:
+    return state.name.lower() if isinstance(state, CircuitBreakerState) else str(state)
+
+
+class Breaker:
+    """The breaker of one target, as one process takes part in it."""
+
+    def __init__(self, target: Target, dispatch: Dispatch, configured: Configured) -> None:
+        self.target = target
+        self._dispatch = dispatch
+        self._configured = configured
+        self._storage = FleetStorage(str(target), lambda: configured.now.breaker)
+        self._circuit = CircuitBreaker(
+            fail_max=_TRIPPED,
+            timeout_duration=timedelta(0),
+            state_storage=self._storage,
+            listeners=[_Announcer()],
+            name=str(target),
+        )
+
+    @property
+    def is_open(self) -> bool:
+        return self._storage.state is not CircuitBreakerState.CLOSED
+
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self._storage.unshared_answered or self._storage.unshared_failed)
+
+    async def admit(self, owner: HoldId) -> Permit | NotNow:
+        """Ask for leave to make a call. While the breaker is open one of the fleet gets it."""
+        if not self.is_open:
+            return Permit()
+        lease = self._configured.now.breaker.probe_lease
+        verdict = await breakers.probe(self._dispatch.redis, self.target, owner, lease)
+        match verdict:
+            case breakers.Closed():
+                self._storage.learn(CircuitBreakerState.CLOSED)
+                return Permit()
+            case breakers.Granted():
+                self._storage.learn(CircuitBreakerState.OPEN)
+                return Permit(owner)
+            case breakers.Wait(delay):
+                return NotNow(delay)
+
+    async def call(self, permit: Permit, send: Callable[[], Awaitable[Reply]]) -> Reply:
+        """Make a call that was admitted, and let its outcome count."""
+
+        async def guarded() -> Reply:
+            reply = await send()
+            if _is_unhealthy(reply):
+                raise _Unhealthy(reply)
+            return reply
+
+        try:
+            return await self._circuit.call_async(guarded)
+        except _Unhealthy as error:
+            return error.reply
+        except CircuitBreakerError as error:
+            if isinstance(error.__cause__, _Unhealthy):
+                return error.__cause__.reply
+            raise
+        except asyncio.CancelledError:
+            # aiobreaker would stay half open for ever; the probe's lease ends by itself.
+            if permit.owner is not None:
+                self._storage.learn(CircuitBreakerState.OPEN)
+            raise
+        finally:
+            await self._share_changes(permit)
+
+    async def _share_changes(self, permit: Permit) -> None:
+        changes, self._storage.changes = self._storage.changes, []
+        for state in changes:
+            try:
+                if state is CircuitBreakerState.OPEN:
+                    await self._opened(permit)
+                else:
+                    await self._closed(permit)
+            except DispatchUnavailable:
+                # Redis is away and with it the fleet: what it says when it is back counts.
+                _logger.warning("breaker %s could not be shared", self.target)
+
+    async def _opened(self, permit: Permit) -> None:
+        self._forget_counts()
+        cooldown = self._configured.now.breaker.cooldown * (1 + 0.2 * _random.random())
+        changed, remaining = await breakers.open_(self._dispatch.redis, self.target, cooldown, permit.owner)
+        if changed:
+            for gate in self._gates():
+                await self._dispatch.close_gate(gate, remaining)
+
+    async def _closed(self, permit: Permit) -> None:
+        self._forget_counts()
+        if await breakers.close(self._dispatch.redis, self.target, permit.owner):
+            for gate in self._gates():
+                await self._dispatch.open_gate(gate)
+
+    async def share(self) -> None:
+        """Tell the fleet what calls came to since the last time, and learn how it stands."""
+        storage, window = self._storage, self._configured.now.breaker.window
+        answered, storage.unshared_answered = storage.unshared_answered, 0
+        failed, storage.unshared_failed = storage.unshared_failed, 0
+        view = await breakers.record(self._dispatch.redis, self.target, window, answered, failed)
+        storage.answered, storage.failed = view.answered, view.failed
+        if view.is_open and storage.state is CircuitBreakerState.CLOSED:
+            storage.learn(CircuitBreakerState.OPEN)
+
+    def _forget_counts(self) -> None:
+        storage = self._storage
+        storage.answered = storage.failed = storage.unshared_answered = storage.unshared_failed = 0
+
+    def _gates(self) -> Iterable[Gate]:
+        for route in routes_that_need(self._configured.now.configuration, self.target):
+            yield gate_of(route)
+
+
+def _is_unhealthy(reply: Reply) -> bool:
+    match reply:
+        case Unknown():
+            return True
+        case Refused(failure=failure):
+            return failure.error_class in _UNHEALTHY
+        case Answered():
+            return False
+
+
+def gate_of(route: RouteName) -> Gate:
+    return Gate(f"route:{quote(route, safe='')}", "breaker")
+
+
+def routes_that_need(configuration: Configuration, target: Target) -> list[RouteName]:
+    """Return the routes that have no other target than this one."""
+    named = [
+        RouteName(name)
+        for name, route in configuration.routes.items()
+        if {(one.provider, one.model) for one in route.targets} == {(target.provider, target.model)}
+    ]
+    direct = target.provider == configuration.defaults.provider and target.model not in configuration.routes
+    return [*named, RouteName(target.model)] if direct else named
+
+
+class Breakers:
+    """All breakers of a process."""
+
+    def __init__(self, dispatch: Dispatch, configured: Configured) -> None:
+        self._dispatch = dispatch
+        self._configured = configured
+        self._breakers: dict[Target, Breaker] = {}
+
+    def of(self, target: Target) -> Breaker:
+        breaker = self._breakers.get(target)
+        if breaker is None:
+            breaker = self._breakers[target] = Breaker(target, self._dispatch, self._configured)
+        return breaker
+
+    async def run(self) -> None:
+        """Share outcomes with the fleet until cancelled."""
+        while True:
+            await asyncio.sleep(SYNC_INTERVAL)
+            for breaker in list(self._breakers.values()):
+                if breaker.is_dirty:
+                    try:
+                        await breaker.share()
+                    except DispatchUnavailable:
+                        await asyncio.sleep(1)
+
+    async def tend_gates(self) -> None:
+        """Open gates that were left closed by a process that died before it could open them."""
+        configuration = self._configured.now.configuration
+        for gate in await self._dispatch.gates():
+            dimension, _, reason = gate.partition("|")
+            kind, _, name = dimension.partition(":")
+            if (kind, reason) != ("route", "breaker"):
+                continue
+            route = configuration.resolve_route(unquote(name))
+            views = [await breakers.view(self._dispatch.redis, target) for target in route.targets]
+            if not all(view.is_open for view in views):
+                await self._dispatch.open_gate(gate_of(RouteName(unquote(name))))

@@ -1,0 +1,58 @@
+"""`headrace worker`: one worker process."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from headrace_shared.errors import HeadraceError
+from headrace_shared.settings import Settings, load_settings
+
+
+def worker(
+    concurrency: Annotated[int | None, typer.Option(min=1, max=10_000, help="Jobs at a time.")] = None,
+    lanes: Annotated[str | None, typer.Option(help="Lanes to serve, as interactive,default.")] = None,
+    lease: Annotated[float | None, typer.Option(min=1, help="Seconds a dead worker keeps its jobs.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics, /healthz and /readyz.")
+    ] = None,
+    burst: Annotated[bool, typer.Option("--burst", help="Stop when no job is due.")] = False,  # noqa: FBT002
+) -> None:
+    """Run jobs until SIGTERM or Ctrl-C; then let running ones end, and give back the others."""
+    try:
+        given = {
+            "concurrency": concurrency,
+            "lanes": lanes,
+            "lease_seconds": lease,
+            "metrics_port": metrics_port,
+        }
+        settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        run(settings, burst=burst)
+    except HeadraceError as error:
+        typer.echo(f"headrace: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def run(settings: Settings, *, burst: bool = False) -> None:
+    """Run a worker in an event loop of its own, uvloop's where it is installed."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_run(settings, burst=burst))
+
+
+async def _run(settings: Settings, *, burst: bool) -> None:
+    # Imported here, so that `headrace --help` does not load the SDKs.
+    from headrace_workers.service import open_worker  # noqa: PLC0415
+
+    async with open_worker(settings, burst=burst) as worker:
+        await worker.main()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

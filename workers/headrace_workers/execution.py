@@ -1,0 +1,157 @@
+"""The run of a job: one value through a visible list of named steps.
+
+    route -> hold -> breaker -> journal -> call -> settle
+
+Each step takes the run and returns it with what it found out. A step that ends the run
+sets its `outcome`, and the steps after it are passed by; `settle` is never passed by: it
+writes down what happened, whatever it was. When settling says that the same worker tries
+again at once, the run goes through the list another time, with its next call.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from headrace_shared.budgets import Held
+from headrace_shared.errors import HeadraceError
+from headrace_shared.ids import CallNumber, JobId
+from headrace_shared.job import ClaimedJob
+from headrace_shared.outcome import Cancelled, ErrorClass, Failed, Failure, Outcome, Snoozed, WaitReason
+from headrace_shared.prices import Price
+from headrace_shared.request import PreparedRequest
+from headrace_shared.routes import Target
+from headrace_workers.breaker import Permit
+from headrace_workers.replies import Reply
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One claimed job on its way through the steps."""
+
+    job: ClaimedJob
+    call: CallNumber
+    """The number of the call that is being prepared or made, from 1."""
+    attempts: int
+    """Attempts of the job that have failed by now."""
+    target: Target | None = None
+    price: Price | None = None
+    request: PreparedRequest | None = None
+    held: Held | None = None
+    permit: Permit | None = None
+    journalled: bool = False
+    """The call's intent may be in the store."""
+    sent: bool = False
+    """The request may have reached the provider."""
+    reply: Reply | None = None
+    outcome: Outcome | None = None
+
+    @classmethod
+    def of(cls, job: ClaimedJob) -> "Run":
+        return cls(job, CallNumber(1), job.attempts)
+
+    def again(self, attempts: int) -> "Run":
+        """Return the same run at the start of its next call."""
+        return Run(self.job, CallNumber(self.call + 1), attempts)
+
+    def ended(self, outcome: Outcome) -> "Run":
+        return replace(self, outcome=outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The same worker makes the run's next call after a short wait."""
+
+    run: Run
+    delay: timedelta
+
+
+Step = Callable[[Run], Awaitable[Run]]
+Settle = Callable[[Run], Awaitable[Again | None]]
+
+
+class Execution:
+    """Takes claimed jobs through the steps, and knows why one is interrupted."""
+
+    def __init__(self, steps: Sequence[Step], settle: Settle) -> None:
+        self._steps = steps
+        self._settle = settle
+        self._interruptions: dict[JobId, WaitReason | ErrorClass] = {}
+
+    def interrupt(self, job_id: JobId, reason: WaitReason | ErrorClass, task: asyncio.Task[None]) -> None:
+        """Cancel a job's task; its run then ends for this reason and no other."""
+        self._interruptions.setdefault(job_id, reason)
+        task.cancel()
+
+    async def run(self, job: ClaimedJob) -> None:
+        """Run a job until it is ended or put back."""
+        run: Run | None = Run.of(job)
+        while run is not None:
+            again = await self._settled(await self._take_through(run))
+            run = await self._wait(again) if again is not None else None
+        self._interruptions.pop(job.id, None)
+
+    async def _wait(self, again: Again) -> Run:
+        try:
+            if again.run.job.id not in self._interruptions:
+                await asyncio.sleep(again.delay.total_seconds())
+                return again.run
+        except asyncio.CancelledError:
+            pass
+        return again.run.ended(self._interrupted(again.run.job.id))
+
+    async def _take_through(self, run: Run) -> Run:
+        for step in self._steps:
+            if run.outcome is not None:
+                break
+            before = run
+            try:
+                run = await step(run)
+            except asyncio.CancelledError:
+                return _mark(before, step).ended(self._interrupted(run.job.id))
+            except Exception as error:
+                _logger.exception("step %s failed", type(step).__name__, extra={"job_id": str(run.job.id)})
+                return _mark(before, step).ended(_internal(error))
+        return run
+
+    async def _settled(self, run: Run) -> Again | None:
+        # What was found out is written down even when the task is cancelled meanwhile: the
+        # answer is paid for. A reason to stop is looked at again after that.
+        settling = asyncio.ensure_future(self._settle(run))
+        while True:
+            try:
+                return await asyncio.shield(settling)
+            except asyncio.CancelledError:
+                if settling.done():
+                    raise
+                self._uncancel()
+
+    def _interrupted(self, job_id: JobId) -> Outcome:
+        self._uncancel()
+        match self._interruptions.pop(job_id, WaitReason.SHUTDOWN):
+            case ErrorClass.CANCELLED:
+                return Cancelled()
+            case WaitReason() as reason:
+                return Snoozed(timedelta(0), reason)
+            case reason:
+                return Failed(Failure(reason, "the run was interrupted"))
+
+    @staticmethod
+    def _uncancel() -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+
+
+def _mark(run: Run, step: Step) -> Run:
+    """Assume the worst of a step that did not come back: its intent stands, its request is out."""
+    name = type(step).__name__
+    return replace(run, journalled=run.journalled or name == "Journal", sent=run.sent or name == "Call")
+
+
+def _internal(error: Exception) -> Failed:
+    text = error.message if isinstance(error, HeadraceError) else type(error).__name__
+    return Failed(Failure(ErrorClass.INTERNAL, text))

@@ -1,0 +1,126 @@
+"""Writes down how runs ended, many at a time: the store first, then the dispatch.
+
+A batch is one statement, so that a frozen process holds no locks. One that the server
+rejects is halved until the bad row stands alone. While the store is away what is to be
+written is kept, because it is paid for, and written when it is back.
+"""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import asyncpg
+
+from headrace_shared.batching import Batcher
+from headrace_shared.budgets import Budgets, Settlement
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
+from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.ids import WorkerId
+from headrace_shared.outcome import Outcome, Retry, Snoozed
+from headrace_shared.store import runs
+from headrace_shared.store.pool import UNREACHABLE, Pool
+from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
+
+_logger = logging.getLogger(__name__)
+
+MAX_DELAY = timedelta(milliseconds=2)
+"""How long an answer may wait for others, while others are running."""
+
+MAX_BATCH = 200
+_SHARDS = 8
+_MAX_PAUSE = 2.0
+
+REJECTED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    asyncpg.exceptions.DeadlockDetectedError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What is to be written of one call and, when it was the last, of its run."""
+
+    entry: Entry
+    conclusion: Conclusion | None
+    attempt: AttemptRecord | None
+    settlement: Settlement | None
+    end: RunEnd | None
+    """None when the same run makes another call."""
+
+
+class Finisher:
+    """The one way in which a worker writes what came of its runs."""
+
+    def __init__(self, pool: Pool, dispatch: Dispatch, budgets: Budgets, worker: WorkerId) -> None:
+        self._pool = pool
+        self._dispatch = dispatch
+        self._budgets = budgets
+        self._worker = worker
+        self._shard = 1 + zlib.crc32(worker.encode()) % _SHARDS
+        self._commits = Batcher(self._commit, max_size=MAX_BATCH, max_delay=MAX_DELAY, halve_on=REJECTED)
+        self._releases = Batcher(self._release, max_size=1000)
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    async def submit(self, finish: Finish) -> bool:
+        """Write it down; false when the run had lost its row, so that only the bill was booked.
+
+        Raises:
+            asyncpg.PostgresError: the server rejects this one; nothing of it was written.
+
+        """
+        owned = await self._commits.submit(finish)
+        # The money and the queue follow the commit; nobody has to wait for them.
+        task = asyncio.create_task(self._releases.submit((finish, owned)), name="release")
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        return owned
+
+    async def drain(self) -> None:
+        """Wait until all that was submitted is written."""
+        await self._commits.drain()
+        await asyncio.gather(*self._releasing, return_exceptions=True)
+
+    async def _commit(self, batch: Sequence[Finish]) -> Sequence[bool]:
+        pause = 0.05
+        while True:
+            try:
+                ended = await runs.finish(
+                    self._pool,
+                    self._worker,
+                    self._shard,
+                    conclusions=[one.conclusion for one in batch if one.conclusion],
+                    attempts=[one.attempt for one in batch if one.attempt],
+                    ends=[one.end for one in batch if one.end],
+                )
+            except UNREACHABLE as error:
+                _logger.warning("the store is away (%s); %d results wait", type(error).__name__, len(batch))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE)
+            else:
+                return [one.end is None or one.entry.id in ended for one in batch]
+
+    async def _release(self, batch: Sequence[tuple[Finish, bool]]) -> Sequence[None]:
+        settlements = [one.settlement for one, _ in batch if one.settlement]
+        entries = [(one.entry, _delay(one.end.outcome)) for one, owned in batch if one.end and owned]
+        try:
+            await asyncio.gather(self._budgets.settle(settlements), self._dispatch.finish(entries))
+        except (DispatchUnavailable, *UNREACHABLE) as error:
+            # The ledger has it all. Holds that stay behind here are found by their age, and
+            # a Redis that comes back as another one is rebuilt; waiters look for themselves.
+            _logger.warning("could not release in the dispatch: %s", error)
+            self._budgets.distrust()
+        return [None] * len(batch)
+
+
+def _delay(outcome: Outcome) -> timedelta | None:
+    """Until the id is due again; None for an ending."""
+    match outcome:
+        case Retry(delay) | Snoozed(delay):
+            return delay
+        case _:
+            return None

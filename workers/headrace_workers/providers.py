@@ -1,0 +1,195 @@
+"""Calls to providers, over the `openai` SDK's cheapest public path: bytes in, bytes out.
+
+One client per provider for the life of the process. The SDK does not retry: one layer
+does. What comes back is a value of `Reply`.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import aiohttp
+import httpx2
+import openai
+from openai import AsyncOpenAI, DefaultAioHttpClient
+from pydantic import BaseModel, ValidationError
+
+from headrace_shared.outcome import ErrorClass, Failure
+from headrace_shared.request import Endpoint
+from headrace_shared.routes import Provider
+from headrace_shared.usage import Finish, ParsedAnswer, read_answer
+from headrace_workers.replies import Answered, Refused, Reply, Unknown
+
+_JSON = {"Content-Type": "application/json"}
+_MESSAGE_LENGTH = 500
+
+_BY_CODE = {
+    "insufficient_quota": ErrorClass.QUOTA_EXHAUSTED,
+    "billing_hard_limit_reached": ErrorClass.QUOTA_EXHAUSTED,
+    "billing_not_active": ErrorClass.QUOTA_EXHAUSTED,
+    "content_filter": ErrorClass.CONTENT_FILTER,
+    "content_policy_violation": ErrorClass.CONTENT_FILTER,
+    "moderation_blocked": ErrorClass.CONTENT_FILTER,
+}
+_BY_STATUS: dict[int, ErrorClass] = {
+    HTTPStatus.UNAUTHORIZED: ErrorClass.AUTH,
+    HTTPStatus.FORBIDDEN: ErrorClass.AUTH,
+    HTTPStatus.REQUEST_TIMEOUT: ErrorClass.TIMEOUT,
+    HTTPStatus.GATEWAY_TIMEOUT: ErrorClass.TIMEOUT,
+    HTTPStatus.CONFLICT: ErrorClass.TRANSIENT,
+    HTTPStatus.TOO_MANY_REQUESTS: ErrorClass.RATE_LIMITED,
+}
+
+
+class ProviderClient:
+    """One provider's connections and key."""
+
+    def __init__(self, provider: Provider, *, connections: int) -> None:
+        timeouts = provider.timeouts
+        self._total = timeouts.total.total_seconds()
+        connect, read = timeouts.connect.total_seconds(), timeouts.read.total_seconds()
+        timeout = httpx2.Timeout(read, connect=connect, pool=self._total)
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        self._client = AsyncOpenAI(
+            base_url=provider.base_url,
+            api_key=provider.api_key.resolve().reveal(),
+            default_headers=provider.resolve_headers(),
+            max_retries=0,
+            timeout=timeout,
+            http_client=DefaultAioHttpClient(timeout=timeout, limits=limits),
+        )
+
+    async def call(self, endpoint: Endpoint, body: bytes) -> Reply:
+        """Send a request and say what it came to; only cancellation is raised."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._total):
+                response = await self._client.post(
+                    endpoint.removeprefix("/v1"),
+                    content=body,
+                    cast_to=httpx2.Response,
+                    options={"headers": _JSON},
+                )
+        except TimeoutError:
+            failure = Failure(ErrorClass.TIMEOUT, f"no answer within {self._total:g} s")
+            return Unknown(_since(started), failure)
+        except openai.APIStatusError as error:
+            return _refused(_since(started), error.response)
+        except (openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
+            return _broken(_since(started), error)
+        return _answered(_since(started), endpoint, response)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _since(started: float) -> timedelta:
+    return timedelta(seconds=time.monotonic() - started)
+
+
+def _answered(latency: timedelta, endpoint: Endpoint, response: httpx2.Response) -> Reply:
+    request_id = response.headers.get("x-request-id")
+    parsed = read_answer(endpoint, response.content)
+    if parsed is None or parsed.usage is None:
+        failure = Failure(ErrorClass.UNREADABLE, "the provider's answer could not be read")
+        return Unknown(latency, failure, response.status_code, request_id)
+    return Answered(
+        latency,
+        response.status_code,
+        request_id,
+        response.content,
+        parsed.usage,
+        parsed.finish,
+        _failure_of(parsed),
+    )
+
+
+def _failure_of(parsed: ParsedAnswer) -> Failure | None:
+    match parsed.finish:
+        case Finish.CONTENT_FILTER:
+            return Failure(ErrorClass.CONTENT_FILTER, "the provider's content filter cut the answer")
+        case Finish.FAILED:
+            return Failure(ErrorClass.TRANSIENT, parsed.detail[:_MESSAGE_LENGTH] or "the response failed")
+        case Finish.COMPLETE | Finish.LENGTH:
+            return None
+
+
+def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
+    code, message = _error_of(response.content)
+    failure = Failure(
+        classify(response.status_code, code),
+        f"{response.status_code}: {message}"[:_MESSAGE_LENGTH],
+        retry_after(response.headers),
+    )
+    request_id = response.headers.get("x-request-id")
+    return Refused(latency, failure, response.status_code, request_id, response.content)
+
+
+def classify(status: int, code: str) -> ErrorClass:
+    """Say what a refusal means, from its status and the `code` or `type` of its error."""
+    if (by_code := _BY_CODE.get(code)) is not None:
+        return by_code
+    if (by_status := _BY_STATUS.get(status)) is not None:
+        return by_status
+    return ErrorClass.TRANSIENT if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ErrorClass.BAD_REQUEST
+
+
+class _Error(BaseModel):
+    code: str | int | None = None
+    type: str | None = None
+    message: str | None = None
+
+
+class _ErrorBody(BaseModel):
+    error: _Error
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    try:
+        error = _ErrorBody.model_validate_json(body).error
+    except ValidationError:
+        return "", "the provider gave no reason that can be read"
+    code = str(error.code or error.type or "")
+    return code, _clean(error.message or code)
+
+
+def _clean(text: str) -> str:
+    # Postgres holds no NUL, and a lone surrogate is no UTF-8.
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def retry_after(headers: Mapping[str, str]) -> timedelta | None:
+    """Read `retry-after-ms`, or `Retry-After` in seconds or as a date; nonsense counts as absent."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            wait = timedelta(milliseconds=float(milliseconds))
+        elif seconds := headers.get("retry-after"):
+            wait = _seconds_or_date(seconds)
+        else:
+            return None
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return wait if wait > timedelta(0) else None
+
+
+def _seconds_or_date(text: str) -> timedelta:
+    try:
+        return timedelta(seconds=float(text))
+    except ValueError:
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)
+
+
+def _broken(latency: timedelta, error: BaseException) -> Reply:
+    cause: BaseException | None = error
+    while cause is not None:
+        # Nothing was sent on a connection that never came to be; of anything else nobody knows.
+        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return Refused(latency, Failure(ErrorClass.TRANSIENT, "the provider cannot be reached"))
+        if isinstance(cause, TimeoutError):
+            return Unknown(latency, Failure(ErrorClass.TIMEOUT, "the provider stopped answering"))
+        cause = cause.__cause__
+    return Unknown(latency, Failure(ErrorClass.TRANSIENT, "the connection broke while the call was out"))

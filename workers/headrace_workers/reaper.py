@@ -1,0 +1,86 @@
+"""Takes back what dead workers held: jobs whose lease ended, and money that was left behind.
+
+It does the house's other chores as well: partitions ahead of time, retention, and gates
+that nobody opened.
+"""
+
+import logging
+import time
+from datetime import timedelta
+
+from headrace_shared.budgets import Budgets, Settlement
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
+from headrace_shared.job import JobState
+from headrace_shared.money import ZERO
+from headrace_shared.store import feed, runs
+from headrace_shared.store.pool import Pool
+from headrace_workers.breaker import Breakers
+from headrace_workers.configured import Configured
+
+_logger = logging.getLogger(__name__)
+
+INTERVAL = timedelta(seconds=1)
+CHORES_INTERVAL = timedelta(hours=1)
+
+
+class Reaper:
+    """Reaps; one process of the fleet at a time does it."""
+
+    def __init__(
+        self, pool: Pool, dispatch: Dispatch, budgets: Budgets, breakers: Breakers, configured: Configured
+    ) -> None:
+        self._pool = pool
+        self._dispatch = dispatch
+        self._budgets = budgets
+        self._breakers = breakers
+        self._configured = configured
+        self._chores_done = -CHORES_INTERVAL.total_seconds()
+
+    async def turn(self) -> timedelta:
+        """Go once through everything that may have been left behind."""
+        await self._reap_jobs()
+        await self._reap_holds()
+        await self._breakers.tend_gates()
+        if time.monotonic() - self._chores_done >= CHORES_INTERVAL.total_seconds():
+            await self._do_chores()
+            self._chores_done = time.monotonic()
+        return INTERVAL
+
+    async def _reap_jobs(self) -> None:
+        harvest = await runs.reap(self._pool)
+        if not harvest.jobs:
+            return
+        _logger.warning(
+            "%d jobs lost their worker",
+            len(harvest.jobs),
+            extra={"action": "reap", "jobs": len(harvest.jobs)},
+        )
+        await self._budgets.settle([Settlement(hold, ZERO, amount) for hold, amount in harvest.holds.items()])
+        back = [job for job in harvest.jobs if job.state is JobState.QUEUED]
+        await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
+        await self._dispatch.finish(
+            [(Entry(job.queue, job.id), None) for job in harvest.jobs if job.state is not JobState.QUEUED]
+        )
+
+    async def _reap_holds(self) -> None:
+        """Settle holds that outlived their call, or never paid for one."""
+        expired = await self._budgets.expired_holds()
+        if not expired:
+            return
+        ledger = await runs.holds_in_ledger(self._pool, expired)
+        leaked: list[Settlement] = []
+        for hold in expired:
+            known = ledger.get(hold)
+            if known is None:
+                leaked.append(Settlement(hold, ZERO))
+            elif not known.open:
+                leaked.append(Settlement(hold, known.cost, known.suspense))
+        await self._budgets.settle(leaked)
+
+    async def _do_chores(self) -> None:
+        retention = self._configured.now.configuration.defaults.retention
+        await feed.make_partitions(self._pool)
+        dropped = await feed.drop_partitions(self._pool, older_than=retention)
+        await feed.forget_expired(self._pool, older_than=retention)
+        if dropped:
+            _logger.info("retention dropped the weeks %s", ", ".join(dropped))

@@ -1,0 +1,201 @@
+"""A worker process, put together: what it opens, what it runs, how it stops."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from headrace_shared.budgets import Budgets
+from headrace_shared.dispatch.connection import Redis
+from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.errors import MissingSetting
+from headrace_shared.ids import WorkerId, uuid7
+from headrace_shared.settings import Settings
+from headrace_shared.store import feed
+from headrace_shared.store.pool import UNREACHABLE, Pool, open_pool
+from headrace_workers.breaker import Breakers
+from headrace_workers.clients import Clients
+from headrace_workers.configured import Configured
+from headrace_workers.execution import Execution, Step
+from headrace_workers.feeder import Feeder
+from headrace_workers.finisher import Finisher
+from headrace_workers.heartbeat import Heartbeat
+from headrace_workers.leadership import Leadership
+from headrace_workers.reaper import Reaper
+from headrace_workers.steps.breaker import Breaker
+from headrace_workers.steps.call import Call
+from headrace_workers.steps.hold import Hold
+from headrace_workers.steps.journal import Journal
+from headrace_workers.steps.route import Route
+from headrace_workers.steps.settle import Settle
+from headrace_workers.webhooks.deliverer import Deliverer
+from headrace_workers.webhooks.sender import Sender
+from headrace_workers.worker import Worker
+
+_logger = logging.getLogger(__name__)
+
+POOL_SIZE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the steps and the side services of one process share."""
+
+    pool: Pool
+    redis: Redis
+    dispatch: Dispatch
+    budgets: Budgets
+    configured: Configured
+    breakers: Breakers
+    clients: Clients
+    finisher: Finisher
+
+
+def steps_of(parts: Parts) -> tuple[Step, ...]:
+    """The road of a run. `Settle` follows the last of them, whatever they came to."""
+    return (
+        Route(parts.configured, parts.breakers),
+        Hold(parts.budgets, parts.dispatch),
+        Breaker(parts.breakers),
+        Journal(parts.pool),
+        Call(parts.clients, parts.breakers),
+    )
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[Parts]:
+    """Open everything a worker needs, and close it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        pool = await open_pool(settings.require_postgres(), size=POOL_SIZE, pooler=settings.pooler)
+        stack.push_async_callback(pool.close)
+        redis = Redis(settings.require_redis())
+        stack.push_async_callback(redis.close)
+        await redis.check()
+        dispatch = Dispatch(redis)
+        budgets = Budgets(pool, redis)
+        configured = await Configured.load(pool)
+        clients = Clients(configured, connections=settings.concurrency)
+        stack.push_async_callback(clients.close)
+        clients.of(configured.now.configuration.defaults.provider)
+        yield Parts(
+            pool,
+            redis,
+            dispatch,
+            budgets,
+            configured,
+            Breakers(dispatch, configured),
+            clients,
+            Finisher(pool, dispatch, budgets, worker_id),
+        )
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: Settings, *, burst: bool = False, handle_signals: bool = True
+) -> AsyncGenerator[Worker]:
+    """Put a worker together with its side services; `await worker.main()` runs it."""
+    worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}")
+    async with open_parts(settings, worker_id) as parts:
+        worker = Worker(
+            redis_url=settings.require_redis(),
+            worker_id=worker_id,
+            slots=settings.concurrency,
+            lanes=settings.served_lanes or None,
+            lease=settings.lease,
+            drain=settings.drain,
+            pool=parts.pool,
+            dispatch=parts.dispatch,
+            configured=parts.configured,
+            execution=Execution(steps_of(parts), Settle(parts.finisher, parts.configured)),
+            burst=burst,
+            handle_signals=handle_signals,
+        )
+        async with _services(settings, parts, worker):
+            yield worker
+
+
+@asynccontextmanager
+async def _services(settings: Settings, parts: Parts, worker: Worker) -> AsyncGenerator[None]:
+    """Run what a worker does beside its jobs. A service that dies takes the worker with it."""
+    heartbeat = Heartbeat(
+        parts.pool,
+        parts.dispatch,
+        worker.worker_id,
+        lease=settings.lease,
+        running=worker.running,
+        interrupt=worker.interrupt,
+        introduce=lambda: (socket.gethostname(), settings.concurrency, tuple(worker.lanes())),
+    )
+    await heartbeat.beat()
+    stop = asyncio.Event()
+    services = [
+        asyncio.create_task(service, name=name)
+        for name, service in _side_services(settings, parts, worker, heartbeat, stop)
+    ]
+    for service in services:
+        service.add_done_callback(lambda task: _watch(task, worker))
+    try:
+        yield
+    finally:
+        await parts.finisher.drain()
+        stop.set()
+        await asyncio.wait(services[:1], timeout=settings.drain_seconds + 5)
+        for service in services:
+            service.cancel()
+        await asyncio.gather(*services, return_exceptions=True)
+        with contextlib.suppress(*UNREACHABLE):
+            await feed.forget_worker(parts.pool, worker.worker_id)
+
+
+def _side_services(
+    settings: Settings, parts: Parts, worker: Worker, heartbeat: Heartbeat, stop: asyncio.Event
+) -> list[tuple[str, Coroutine[object, object, None]]]:
+    listen_url = settings.listen_url or (None if settings.pooler else settings.postgres_url)
+    feeder = Feeder(parts.pool, parts.dispatch, listen_url=listen_url)
+    reaper = Reaper(parts.pool, parts.dispatch, parts.budgets, parts.breakers, parts.configured)
+    term = max(settings.lease, timedelta(seconds=5))
+    feeding = Leadership(
+        parts.pool, worker.worker_id, "feeder", term=term, turn=feeder.turn, wake=feeder.wake
+    )
+    reaping = Leadership(parts.pool, worker.worker_id, "reaper", term=term, turn=reaper.turn, wake=_rest)
+    return [
+        ("deliverer", _deliverer(settings, parts, worker).run(stop)),
+        ("heartbeat", heartbeat.run()),
+        ("breakers", parts.breakers.run()),
+        ("listener", feeder.listen()),
+        ("feeder", feeding.run()),
+        ("reaper", reaping.run()),
+    ]
+
+
+def _deliverer(settings: Settings, parts: Parts, worker: Worker) -> Deliverer:
+    policy = parts.configured.now.configuration.webhook_policy()
+    masters: list[bytes] = []
+    for reference in (policy.secret, policy.previous_secret):
+        with contextlib.suppress(MissingSetting):
+            if reference is not None:
+                masters.append(reference.resolve().reveal().encode())
+    sender = None
+    if masters:
+        sender = Sender(
+            tuple(masters),
+            timeout=policy.timeout,
+            allow_http=settings.webhook_allow_http,
+            allowed_networks=settings.webhook_allowed_networks,
+        )
+    return Deliverer(parts.pool, sender, policy, doorbell=worker.callback_bell)
+
+
+async def _rest(delay: timedelta) -> None:
+    await asyncio.sleep(delay.total_seconds())
+
+
+def _watch(task: asyncio.Task[None], worker: Worker) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _logger.error("%s died; the worker stops", task.get_name(), exc_info=error)
+        worker.stop()

@@ -1,0 +1,72 @@
+"""Hold the most that the call can cost, over all scopes of the job, or let it wait."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from urllib.parse import quote
+
+from headrace_shared.batching import Batcher
+from headrace_shared.budgets import Budgets, Held, HoldRequest, Refused, scopes_of
+from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.errors import DispatchUnavailable, UnknownPrice
+from headrace_shared.ids import hold_id
+from headrace_shared.money import NanoUSD, format_usd
+from headrace_shared.outcome import ErrorClass, Failed, Failure, Snoozed, WaitReason
+from headrace_shared.store.money import BudgetPolicy
+from headrace_workers.execution import Run
+
+PAUSE = timedelta(milliseconds=500)
+"""How long a queue waits for other calls to release money before it is tried again."""
+
+REDIS_PAUSE = timedelta(seconds=2)
+
+
+class Hold:
+    def __init__(self, budgets: Budgets, dispatch: Dispatch) -> None:
+        self._budgets = budgets
+        self._dispatch = dispatch
+        self._holds = Batcher[HoldRequest, Held | Refused](self._hold, max_size=1000)
+
+    async def __call__(self, run: Run) -> Run:
+        if run.price is None or run.request is None:
+            return run
+        try:
+            amount = run.price.worst_case(run.request.input_bound, run.request.output_bound)
+            held = await self._holds.submit(
+                HoldRequest(
+                    hold_id(run.job.id, run.job.run, run.call), amount, scopes_of(run.job.queue.tenant)
+                )
+            )
+        except UnknownPrice as error:
+            return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
+        except DispatchUnavailable:
+            return run.ended(Snoozed(REDIS_PAUSE, WaitReason.DISPATCH))
+        match held:
+            case Held():
+                return replace(run, held=held)
+            case Refused():
+                return await self._refused(run, held, amount)
+
+    async def _hold(self, requests: Sequence[HoldRequest]) -> Sequence[Held | Refused]:
+        return await self._budgets.hold(requests)
+
+    async def _refused(self, run: Run, refused: Refused, amount: NanoUSD) -> Run:
+        """Wait while calls under way may release money; then for the window; or give up."""
+        if refused.held_by_others > 0:
+            return await self._wait(run, refused, PAUSE)
+        if refused.policy is BudgetPolicy.WAIT and refused.ends_in is not None and refused.missing < amount:
+            return await self._wait(run, refused, refused.ends_in)
+        return run.ended(Failed(Failure(ErrorClass.BUDGET_EXHAUSTED, _sentence(refused, amount))))
+
+    async def _wait(self, run: Run, refused: Refused, delay: timedelta) -> Run:
+        kind, _, name = refused.scope.partition(":")
+        dimension = f"{kind}:{quote(name, safe='')}" if name else kind
+        await self._dispatch.close_gate(Gate(dimension, "budget"), delay)
+        return run.ended(Snoozed(delay, WaitReason.BUDGET))
+
+
+def _sentence(refused: Refused, amount: NanoUSD) -> str:
+    return (
+        f"the {refused.kind} budget of {refused.scope} lacks {format_usd(refused.missing)} "
+        f"of the {format_usd(amount)} that this call can cost"
+    )

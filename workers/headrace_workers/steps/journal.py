@@ -1,0 +1,62 @@
+"""The intent of the call, committed before anything is sent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from headrace_shared.batching import Batcher
+from headrace_shared.budgets import scopes_of
+from headrace_shared.outcome import Snoozed, WaitReason
+from headrace_shared.store import runs
+from headrace_shared.store.pool import UNREACHABLE, Pool
+from headrace_shared.store.runs import Intent
+from headrace_workers.execution import Run
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    epoch: int
+    intent: Intent
+
+
+class Journal:
+    """Only a call whose intent was accepted is made.
+
+    The store refuses an intent whose hold is of an epoch that is over, and one whose row
+    has moved on: both runs are put back, the second in vain, because its row is not theirs.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._intents = Batcher[_Entry, bool](self._write, max_size=500)
+
+    async def __call__(self, run: Run) -> Run:
+        if run.held is None or run.target is None or run.price is None:
+            return run
+        intent = Intent(
+            job_id=run.job.id,
+            run=run.job.run,
+            call=run.call,
+            provider=run.target.provider,
+            model=run.target.model,
+            hold_id=run.held.id,
+            held=run.held.amount,
+            held_at=run.held.at,
+            scopes=scopes_of(run.job.queue.tenant),
+            price_version=run.price.version,
+        )
+        try:
+            accepted = await self._intents.submit(_Entry(run.held.epoch, intent))
+        except UNREACHABLE:
+            # The commit may have gone through: what follows says that it was never sent.
+            return replace(run, journalled=True, outcome=Snoozed(timedelta(seconds=1), WaitReason.DISPATCH))
+        if not accepted:
+            return run.ended(Snoozed(timedelta(0), WaitReason.LOST_LEASE))
+        return replace(run, journalled=True)
+
+    async def _write(self, batch: Sequence[_Entry]) -> Sequence[bool]:
+        accepted: set[object] = set()
+        for epoch in {entry.epoch for entry in batch}:
+            intents = [entry.intent for entry in batch if entry.epoch == epoch]
+            accepted |= await runs.open_calls(self._pool, epoch, intents)
+        return [entry.intent.job_id in accepted for entry in batch]

@@ -1,0 +1,187 @@
+"""Write down what came of the call and of the run; decide whether the run goes on."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TypedDict, Unpack
+
+from headrace_shared.budgets import Settlement
+from headrace_shared.dispatch.dispatch import Entry
+from headrace_shared.ids import CallNumber
+from headrace_shared.money import ZERO, NanoUSD
+from headrace_shared.outcome import (
+    Cancelled,
+    ErrorClass,
+    Expired,
+    Failed,
+    Failure,
+    Outcome,
+    Retry,
+    Snoozed,
+    Succeeded,
+)
+from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
+from headrace_shared.usage import Usage
+from headrace_workers.configured import Configured
+from headrace_workers.execution import Again, Run
+from headrace_workers.finisher import REJECTED, Finish, Finisher
+from headrace_workers.replies import Answered, Refused, Unknown
+from headrace_workers.retrying import decide
+
+_NO_CALL = Failure(ErrorClass.INTERNAL, "the run ended without a call")
+
+
+class Settle:
+    def __init__(self, finisher: Finisher, configured: Configured) -> None:
+        self._finisher = finisher
+        self._configured = configured
+
+    async def __call__(self, run: Run) -> Again | None:
+        """Return how the run goes on, or None when it is over."""
+        outcome = self._outcome(run)
+        attempts = run.attempts + isinstance(outcome, Retry | Failed)
+        goes_on = isinstance(outcome, Retry) and outcome.delay <= self._configured.now.retries.slot_wait
+        finish = Finish(
+            entry=Entry(run.job.queue, run.job.id),
+            conclusion=_conclusion(run),
+            attempt=_attempt(run, outcome, attempts),
+            settlement=_settlement(run),
+            end=None if goes_on else _end(run, outcome, attempts),
+        )
+        try:
+            await self._finisher.submit(finish)
+        except REJECTED as error:
+            await self._finisher.submit(_without_content(run, finish, type(error).__name__))
+            return None
+        return Again(run.again(attempts), outcome.delay) if goes_on and isinstance(outcome, Retry) else None
+
+    def _outcome(self, run: Run) -> Outcome:
+        match run.outcome:
+            case Failed(failure) if failure.error_class is ErrorClass.INTERNAL:
+                return self._after_failure(run, failure)
+            case None:
+                return self._outcome_of_reply(run)
+            case outcome:
+                return outcome
+
+    def _outcome_of_reply(self, run: Run) -> Outcome:
+        match run.reply:
+            case Answered(failure=failure) if failure is None:
+                return Succeeded()
+            case Answered(failure=failure) | Refused(failure=failure) | Unknown(failure=failure):
+                failure = failure or _NO_CALL
+            case None:
+                failure = _NO_CALL
+        return self._after_failure(run, failure)
+
+    def _after_failure(self, run: Run, failure: Failure) -> Retry | Failed:
+        return decide(
+            self._configured.now.retries,
+            failure,
+            attempts=run.attempts + 1,
+            max_attempts=run.job.max_attempts,
+        )
+
+
+def _without_content(run: Run, finish: Finish, error: str) -> Finish:
+    """Return what can be written of a run whose answer the store refuses: its bill and its end."""
+    failure = Failure(ErrorClass.INTERNAL, f"the store refused what came of this run ({error})")
+    attempts = run.attempts + 1
+    return replace(
+        finish,
+        conclusion=replace(finish.conclusion, answer=b"", request_id=None) if finish.conclusion else None,
+        attempt=_failed_attempt(run, attempts, None, "failed", failure),
+        end=RunEnd(run.job.id, run.job.run, Failed(failure), attempts),
+    )
+
+
+def _conclusion(run: Run) -> Conclusion | None:
+    """Say what became of the call, if it may be in the journal."""
+    if not run.journalled:
+        return None
+
+    def concluded(state: str, latency: timedelta = timedelta(0), **known: Unpack[_Known]) -> Conclusion:
+        return Conclusion(run.job.id, run.job.run, run.call, state, latency, **known)
+
+    match run.reply:
+        case Answered() as reply:
+            return concluded(
+                "answered",
+                reply.latency,
+                status=reply.status,
+                error_class=reply.failure.error_class if reply.failure else None,
+                request_id=reply.request_id,
+                usage=reply.usage,
+                cost=_cost(run),
+                answer=reply.body,
+            )
+        case Refused() as reply:
+            return concluded(
+                "failed",
+                reply.latency,
+                status=reply.status,
+                error_class=reply.failure.error_class,
+                request_id=reply.request_id,
+                answer=reply.body,
+            )
+        case Unknown() as reply:
+            return concluded(
+                "suspense",
+                reply.latency,
+                status=reply.status,
+                error_class=reply.failure.error_class,
+                request_id=reply.request_id,
+                suspense=_suspense(run),
+            )
+        case None if run.sent:
+            return concluded("suspense", error_class=ErrorClass.CANCELLED, suspense=_suspense(run))
+        case None:
+            return concluded("failed", error_class=ErrorClass.CANCELLED)
+
+
+class _Known(TypedDict, total=False):
+    status: int | None
+    error_class: ErrorClass | None
+    request_id: str | None
+    usage: Usage
+    cost: NanoUSD
+    suspense: NanoUSD
+    answer: bytes | None
+
+
+def _cost(run: Run) -> NanoUSD:
+    return run.price.cost(run.reply.usage) if run.price and isinstance(run.reply, Answered) else ZERO
+
+
+def _suspense(run: Run) -> NanoUSD:
+    return run.held.amount if run.held else ZERO
+
+
+def _settlement(run: Run) -> Settlement | None:
+    if run.held is None:
+        return None
+    in_suspense = isinstance(run.reply, Unknown) or (run.reply is None and run.sent)
+    return Settlement(run.held.id, _cost(run), _suspense(run) if in_suspense else ZERO)
+
+
+def _attempt(run: Run, outcome: Outcome, attempts: int) -> AttemptRecord | None:
+    call = run.call if run.journalled else None
+    match outcome:
+        case Succeeded():
+            return AttemptRecord(run.job.id, run.job.run, attempts + 1, call, "succeeded")
+        case Retry(_, failure):
+            return _failed_attempt(run, attempts, call, "retried", failure)
+        case Failed(failure):
+            return _failed_attempt(run, attempts, call, "failed", failure)
+        case Snoozed() | Cancelled() | Expired():
+            return None
+
+
+def _failed_attempt(
+    run: Run, number: int, call: CallNumber | None, outcome: str, failure: Failure
+) -> AttemptRecord:
+    return AttemptRecord(run.job.id, run.job.run, number, call, outcome, failure.error_class, failure.message)
+
+
+def _end(run: Run, outcome: Outcome, attempts: int) -> RunEnd:
+    result = run.call if isinstance(outcome, Succeeded) else None
+    return RunEnd(run.job.id, run.job.run, outcome, attempts, result)
