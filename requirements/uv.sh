@@ -16,7 +16,7 @@ if [ "${1:-}" = --python ]; then "$python" -c 'import sys; print(sys.executable)
 # What pip is configured with, in a file or in the environment.
 settings=$("$python" -m pip config list 2>/dev/null || true)
 pip_setting() {
-    echo "$settings" | sed -n "s/^[a-z:]*\.$1=['\"]\(.*\)['\"]\$/\1/p" | sed 's/\\n/ /g; s/^ *//; s/ *$//' | tail -n 1
+    echo "$settings" | sed -n "s/^[a-z:]*\.$1=['\"]\(.*\)['\"]\$/\1/p" | sed 's/\\n/ /g; s/^ *//; s/ *$//' | head -n 1
 }
 
 # uv looks at the system's certificates; pip of Python 3.11 does not.

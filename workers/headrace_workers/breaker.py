@@ -113,10 +113,10 @@ class FleetStorage(CircuitBreakerStorage):
 
 class _Announcer(CircuitBreakerListener):
     def state_change(self, breaker: CircuitBreaker, old: object, new: object) -> None:
-        before, after = (getattr(state, "state", state) for state in (old, new))
-        _logger.warning(
-            "breaker %s: %s -> %s", breaker.name, _name(before), _name(after), extra={"action": "breaker"}
-        )
+        before, after = (_name(getattr(state, "state", state)) for state in (old, new))
+        # Calls that were out when it opened come back one by one and find it open.
+        if before != after:
+            _logger.warning("breaker %s: %s -> %s", breaker.name, before, after)
 
 
 def _name(state: object) -> str:
