@@ -19,7 +19,8 @@ class Batcher(Generic[In, Out]):
     Args:
         flush: turns a batch into as many results, in order.
         max_size: items in one batch at most.
-        max_delay: how long a first item may wait for company when others are expected soon.
+        max_delay: how long a first item may wait for company.
+        company: whether more than this many items can be expected soon; without company nothing waits.
         halve_on: errors that one item can cause for its whole batch. Such a batch is halved
             until the item stands alone and fails by itself.
 
@@ -31,11 +32,13 @@ class Batcher(Generic[In, Out]):
         *,
         max_size: int = 500,
         max_delay: timedelta = timedelta(0),
+        company: Callable[[int], bool] = lambda _pending: True,
         halve_on: tuple[type[Exception], ...] = (),
     ) -> None:
         self._flush = flush
         self._max_size = max_size
         self._max_delay = max_delay.total_seconds()
+        self._company = company
         self._halve_on = halve_on
         self._pending: list[tuple[In, asyncio.Future[Out]]] = []
         self._flusher: asyncio.Task[None] | None = None
@@ -59,8 +62,10 @@ class Batcher(Generic[In, Out]):
     async def _flush_all(self) -> None:
         try:
             # One turn of the loop: whoever is ready in this one gets into the first batch.
-            await asyncio.sleep(self._max_delay)
+            await asyncio.sleep(0)
             while self._pending:
+                if self._max_delay and self._company(len(self._pending)):
+                    await asyncio.sleep(self._max_delay)
                 batch, self._pending = self._pending[: self._max_size], self._pending[self._max_size :]
                 await self._flush_batch(batch)
         finally:

@@ -8,7 +8,7 @@ written is kept, because it is paid for, and written when it is back.
 import asyncio
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,7 +18,8 @@ from headrace_shared.batching import Batcher
 from headrace_shared.budgets import Budgets, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable
-from headrace_shared.ids import WorkerId
+from headrace_shared.ids import JobId, WorkerId
+from headrace_shared.job import ClaimedJob
 from headrace_shared.outcome import Outcome, Retry, Snoozed
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
@@ -27,7 +28,7 @@ from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
 _logger = logging.getLogger(__name__)
 
 MAX_DELAY = timedelta(milliseconds=2)
-"""How long an answer may wait for others, while others are running."""
+"""How long an answer may wait for others to be written with it; not at all when no other is out."""
 
 MAX_BATCH = 200
 _SHARDS = 8
@@ -37,7 +38,6 @@ REJECTED = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
-    asyncpg.exceptions.DeadlockDetectedError,
 )
 
 
@@ -56,13 +56,26 @@ class Finish:
 class Finisher:
     """The one way in which a worker writes what came of its runs."""
 
-    def __init__(self, pool: Pool, dispatch: Dispatch, budgets: Budgets, worker: WorkerId) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        dispatch: Dispatch,
+        budgets: Budgets,
+        worker: WorkerId,
+        running: Mapping[JobId, ClaimedJob],
+    ) -> None:
         self._pool = pool
         self._dispatch = dispatch
         self._budgets = budgets
         self._worker = worker
         self._shard = 1 + zlib.crc32(worker.encode()) % _SHARDS
-        self._commits = Batcher(self._commit, max_size=MAX_BATCH, max_delay=MAX_DELAY, halve_on=REJECTED)
+        self._commits = Batcher(
+            self._commit,
+            max_size=MAX_BATCH,
+            max_delay=MAX_DELAY,
+            company=lambda pending: len(running) > pending,
+            halve_on=REJECTED,
+        )
         self._releases = Batcher(self._release, max_size=1000)
         self._releasing: set[asyncio.Task[None]] = set()
 

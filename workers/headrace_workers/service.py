@@ -14,7 +14,8 @@ from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import MissingSetting
-from headrace_shared.ids import WorkerId, uuid7
+from headrace_shared.ids import JobId, WorkerId, uuid7
+from headrace_shared.job import ClaimedJob
 from headrace_shared.settings import Settings
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, Pool, open_pool
@@ -54,6 +55,8 @@ class Parts:
     breakers: Breakers
     clients: Clients
     finisher: Finisher
+    running: dict[JobId, ClaimedJob]
+    """The jobs that this worker has claimed and not yet ended."""
 
 
 def steps_of(parts: Parts) -> tuple[Step, ...]:
@@ -82,6 +85,7 @@ async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[
         clients = Clients(configured, connections=settings.concurrency)
         stack.push_async_callback(clients.close)
         clients.of(configured.now.configuration.defaults.provider)
+        running: dict[JobId, ClaimedJob] = {}
         yield Parts(
             pool,
             redis,
@@ -90,7 +94,8 @@ async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[
             configured,
             Breakers(dispatch, configured),
             clients,
-            Finisher(pool, dispatch, budgets, worker_id),
+            Finisher(pool, dispatch, budgets, worker_id, running),
+            running,
         )
 
 
@@ -111,6 +116,7 @@ async def open_worker(
             pool=parts.pool,
             dispatch=parts.dispatch,
             configured=parts.configured,
+            running=parts.running,
             execution=Execution(steps_of(parts), Settle(parts.finisher, parts.configured)),
             burst=burst,
             handle_signals=handle_signals,
@@ -127,7 +133,7 @@ async def _services(settings: Settings, parts: Parts, worker: Worker) -> AsyncGe
         parts.dispatch,
         worker.worker_id,
         lease=settings.lease,
-        running=worker.running,
+        running=parts.running,
         interrupt=worker.interrupt,
         introduce=lambda: (socket.gethostname(), settings.concurrency, tuple(worker.lanes())),
     )

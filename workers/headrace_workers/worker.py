@@ -49,6 +49,7 @@ class Worker(ArqWorker):
         worker_id: under which rows are claimed.
         slots: jobs that run at a time.
         lanes: the lanes served; None for all that are configured.
+        running: filled with the jobs that are claimed, emptied as they end.
 
     """
 
@@ -64,6 +65,7 @@ class Worker(ArqWorker):
         pool: Pool,
         dispatch: Dispatch,
         configured: Configured,
+        running: dict[JobId, ClaimedJob],
         execution: Execution,
         burst: bool = False,
         handle_signals: bool = True,
@@ -82,7 +84,7 @@ class Worker(ArqWorker):
             health_check_interval=10,
         )
         self.worker_id = worker_id
-        self.running: dict[JobId, ClaimedJob] = {}
+        self.running = running
         self._lanes = lanes
         self._lease = lease
         self._drain = drain

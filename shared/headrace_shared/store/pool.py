@@ -22,16 +22,17 @@ else:
 OLDEST_SUPPORTED = 150000
 UNREACHABLE = (
     OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    TimeoutError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
+    asyncpg.exceptions.TransactionRollbackError,
 )
-"""What asyncpg raises when the server is away, going away or coming back."""
+"""What asyncpg raises when the server is away, coming back, full, or gave way in a deadlock:
+the same statement can succeed later, and nothing is wrong with what it says."""
 
 
 class Database(Protocol):

@@ -168,7 +168,7 @@ async def look_up(database: Database, ids: Sequence[JobId]) -> list[Standing]:
 
 async def heartbeat(database: Database, held: Sequence[tuple[JobId, Run]], lease: timedelta) -> list[Kept]:
     """Renew leases; a run that does not come back was lost."""
-    ids, runs = [job for job, _ in held], [run for _, run in held]
+    ids, runs = _in_lock_order(held)
     rows = await database.fetch(_SQL["heartbeat"], ids, runs, lease.total_seconds())
     return [Kept(JobId(row["id"]), row["cancel_requested"]) for row in rows]
 
@@ -177,8 +177,14 @@ async def release_jobs(
     database: Database, held: Sequence[tuple[JobId, Run]], reason: WaitReason
 ) -> list[JobId]:
     """Give jobs back at once; no attempt and no crash is counted."""
-    ids, runs = [job for job, _ in held], [run for _, run in held]
+    ids, runs = _in_lock_order(held)
     return [JobId(row["id"]) for row in await database.fetch(_SQL["release_jobs"], ids, runs, reason)]
+
+
+def _in_lock_order(held: Sequence[tuple[JobId, Run]]) -> tuple[list[JobId], list[Run]]:
+    """Statements that lock several rows take them by id, so that no two wait for each other."""
+    ordered = sorted(held)
+    return [job for job, _ in ordered], [run for _, run in ordered]
 
 
 async def open_calls(database: Database, epoch: int, intents: Sequence[Intent]) -> set[JobId]:
@@ -219,6 +225,7 @@ async def finish(
         booked all the same.
 
     """
+    ends = sorted(ends, key=lambda end: end.job_id)
     states = [_row_state(end.outcome) for end in ends]
     rows = await database.fetch(
         _SQL["finish"],
