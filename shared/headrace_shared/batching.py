@@ -68,12 +68,19 @@ class Batcher(Generic[In, Out]):
                     await asyncio.sleep(self._max_delay)
                 batch, self._pending = self._pending[: self._max_size], self._pending[self._max_size :]
                 await self._flush_batch(batch)
+        except asyncio.CancelledError as error:
+            pending, self._pending = self._pending, []
+            _fail(pending, error)
+            raise
         finally:
             self._flusher = None
 
     async def _flush_batch(self, batch: Sequence[tuple[In, asyncio.Future[Out]]]) -> None:
         try:
             results = await self._flush([item for item, _ in batch])
+            if len(results) != len(batch):
+                msg = f"{len(results)} results for {len(batch)} items"
+                raise ValueError(msg)  # noqa: TRY301 - it belongs to the submitters as well
         except self._halve_on as error:
             if len(batch) == 1:
                 _fail(batch, error)

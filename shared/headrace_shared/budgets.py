@@ -7,17 +7,19 @@ call's intent names the epoch and is refused.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.connection import Argument, Redis, Script
+from headrace_shared.dispatch.connection import Argument, Redis, Script, unavailable
 from headrace_shared.ids import HoldId, Tenant
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.store import money
-from headrace_shared.store.money import BudgetPolicy, BudgetState, WindowKind
+from headrace_shared.store.money import BudgetPolicy, BudgetState, Counters, WindowKind
 from headrace_shared.store.pool import Database
 
 _HOLD = Script.load("hold")
@@ -28,6 +30,10 @@ _REBUILD = Script.load("rebuild")
 HOLD_LEASE = timedelta(seconds=60)
 """A hold this old is asked about. Its call's intent follows within milliseconds; the store
 refuses one that comes later than half of this."""
+
+CHECK_EVERY = timedelta(seconds=1)
+"""How often a process asks the store which epoch is in force. One that died between raising
+it and putting the counters in place leaves counters that look right and pay for no call."""
 
 _TRIES = 10
 
@@ -55,6 +61,7 @@ class Refused:
 
     scope: str
     kind: WindowKind
+    limit: NanoUSD
     missing: NanoUSD
     held_by_others: NanoUSD
     ends_in: timedelta | None
@@ -92,6 +99,7 @@ class Budgets:
         self._redis = redis
         self._epoch = 0
         self._run_id = ""
+        self._checked = -math.inf
         self._rebuilding = asyncio.Lock()
 
     @property
@@ -102,7 +110,12 @@ class Budgets:
     def distrust(self) -> None:
         """Something that should have been settled was not: the counters are to be rebuilt."""
         self._run_id = ""
-        self._epoch = 0
+
+    async def check_epoch(self) -> None:
+        """Put the counters in place anew if the store has another epoch than they have."""
+        self._checked = time.monotonic()
+        if self._epoch and await money.current_epoch(self._database) != self._epoch:
+            await self._put_in_place(self._epoch)
 
     async def hold(self, requests: Sequence[HoldRequest]) -> list[Held | Refused]:
         """Hold money for calls, each over all of its scopes or not at all.
@@ -116,13 +129,17 @@ class Budgets:
             args += (request.id, request.amount, "\n".join(request.scopes))
         for _ in range(_TRIES):
             epoch = await self._trusted_epoch()
+            run_id = self._run_id
             reply = await self._redis.evaluate(_HOLD, (), [epoch, _milliseconds(HOLD_LEASE), *args])
+            if self._redis.run_id != run_id:
+                # The very connection of this call found another server there: what it counted
+                # is an old copy, and goes with it when the counters are put in place.
+                continue
             if isinstance(reply, list):
                 answers = cast("list[list[int | bytes]]", reply)
                 return [_answer(*pair, epoch) for pair in zip(requests, answers, strict=True)]
             await self._put_in_place(epoch)
-        msg = "the counters of budgets did not stay in place"
-        raise RuntimeError(msg)
+        raise unavailable(self._redis.address, RuntimeError("the counters of budgets did not stay in place"))
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         """Turn holds into what their calls cost, after the ledger says so.
@@ -166,6 +183,8 @@ class Budgets:
         # believed, even where their epoch looks right.
         if not self._epoch or self._run_id != self._redis.run_id:
             await self._put_in_place(self._epoch)
+        if time.monotonic() - self._checked > CHECK_EVERY.total_seconds():
+            await self.check_epoch()
         return self._epoch
 
     async def _put_in_place(self, seen: int) -> None:
@@ -188,15 +207,13 @@ class Budgets:
 
     async def _rebuild(self) -> None:
         # The order is the proof: the epoch is raised and committed first, so that every
-        # intent that was accepted before is visible to the reads that follow.
+        # intent that was accepted before is visible to the read that follows.
         epoch = await money.raise_epoch(self._database)
-        states = await money.budget_state(self._database)
-        windows = await money.current_windows(self._database)
-        holds = await money.open_holds(self._database)
+        read = await money.counters(self._database)
         await self._redis.check()
         run_id = self._redis.run_id
         args: list[Argument] = [epoch, run_id, _milliseconds(HOLD_LEASE)]
-        for pairs in (_settings(states, windows), *_counters(states, holds)):
+        for pairs in (_settings(read), *_counters(read)):
             args.append(len(pairs))
             for name, value in pairs.items():
                 args += (name, value)
@@ -204,28 +221,27 @@ class Budgets:
         self._epoch, self._run_id = epoch, run_id
 
 
-def _settings(states: Sequence[BudgetState], windows: Sequence[money.Window]) -> dict[str, Argument]:
+def _settings(read: Counters) -> dict[str, Argument]:
     found: dict[str, Argument] = {}
-    for window in windows:
+    for window in read.windows:
         found[f"window|{window.kind}"] = window.name
         if window.ends_in is not None:
-            found[f"ends_in|{window.kind}"] = int(window.ends_in * 1000)
-    for state in states:
+            # Rounded up: a window must not turn here before it does in the store.
+            found[f"ends_in|{window.kind}"] = math.ceil(window.ends_in * 1000)
+    for state in read.budgets:
         found[f"limit|{state.scope}|{state.kind}"] = state.limit
         found[f"policy|{state.scope}|{state.kind}"] = state.policy
     return found
 
 
-def _counters(
-    states: Sequence[BudgetState], holds: Sequence[money.OpenHold]
-) -> tuple[dict[str, int], dict[str, str]]:
+def _counters(read: Counters) -> tuple[dict[str, int], dict[str, str]]:
     counters: dict[str, int] = {}
-    names = {f"{state.scope}|{state.window}" for state in states}
-    for state in states:
+    names = {f"{state.scope}|{state.window}" for state in read.budgets}
+    for state in read.budgets:
         counters[f"{state.scope}|{state.window}|settled"] = state.settled
         counters[f"{state.scope}|{state.window}|suspense"] = state.suspense
     records: dict[str, str] = {}
-    for hold in holds:
+    for hold in read.holds:
         counted = [f"{scope}|{window}" for scope in hold.scopes for window in hold.windows]
         counted = [name for name in counted if name in names]
         for name in counted:
@@ -239,10 +255,11 @@ def _answer(request: HoldRequest, answer: Sequence[int | bytes], epoch: int) -> 
     if answer[0] == 1:
         at = datetime.fromtimestamp(int(answer[1]) / 1000, UTC)
         return Held(request.id, request.amount, epoch, at)
-    _, scope, kind, missing, held, ends_in, policy = answer
+    _, scope, kind, limit, missing, held, ends_in, policy = answer
     return Refused(
         cast("bytes", scope).decode(),
         WindowKind(cast("bytes", kind).decode()),
+        NanoUSD(int(limit)),
         NanoUSD(int(missing)),
         NanoUSD(int(held)),
         timedelta(milliseconds=int(ends_in)) if int(ends_in) >= 0 else None,

@@ -13,6 +13,7 @@
     │   │   └── MissingSetting
     │   ├── UnknownPrice
     │   └── InvalidBatchFile        carries every bad line
+    ├── ClientNotOpen
     ├── IdempotencyConflict         the key was used with another body
     ├── JobNotFound
     ├── ResultTimeout               the job has not ended yet
@@ -135,6 +136,10 @@ class InvalidBatchFile(InvalidInput):
 
     def __init__(self, *, path: str, problems: Sequence[tuple[int, str]]) -> None:
         super().__init__(path=path, problems=problems, count=len(problems))
+
+
+class ClientNotOpen(HeadraceError):
+    """The client is not open: use it inside 'async with Headrace() as headrace:'."""
 
 
 class IdempotencyConflict(HeadraceError):

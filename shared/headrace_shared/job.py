@@ -83,6 +83,8 @@ class ClaimedJob:
     """From when it was due until it was claimed."""
     has_webhook: bool = False
     traceparent: str | None = None
+    answer: tuple[Run, CallNumber] | None = None
+    """The call of an earlier run that was answered when that run had lost the row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,12 +37,14 @@ async def _run_in_place_of_arq(ctx: dict[object, object]) -> None:
     del ctx
     async with open_worker(load_settings(), handle_signals=False) as worker:
         running = asyncio.create_task(worker.main(), name="worker")
-        try:
-            await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # arq's signal handler cancels its main task, and with it this hook.
-            worker.stop()
-            await running
-            raise
-    # A worker that stopped by itself: arq's loop must not begin now.
+        while not running.done():
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                # arq's signal handler cancels its main task, and with it this hook: the first
+                # time to drain, the second to give everything back.
+                if worker.draining:
+                    worker.give_back()
+                worker.stop()
+    # arq's loop must not begin now, whoever stopped the worker.
     raise asyncio.CancelledError

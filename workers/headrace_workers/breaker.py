@@ -9,6 +9,7 @@ jobs in their queues while it is open. The one file that touches aiobreaker.
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from aiobreaker.storage.base import CircuitBreakerStorage
 from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.dispatch import Dispatch, Gate
-from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.errors import DispatchUnavailable, InvalidRequest
 from headrace_shared.ids import HoldId, RouteName
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.policy import BreakerPolicy
@@ -83,6 +84,10 @@ class FleetStorage(CircuitBreakerStorage):
             self.changes.append(state)
         self._state = state
 
+    @property
+    def is_open(self) -> bool:
+        return self._state is not CircuitBreakerState.CLOSED
+
     def learn(self, state: CircuitBreakerState) -> None:
         """Take over what the fleet says, without announcing it."""
         self._state = state
@@ -91,7 +96,7 @@ class FleetStorage(CircuitBreakerStorage):
         self.unshared_failed += 1
 
     def reset_counter(self) -> None:
-        self.unshared_answered += 1
+        """Not only answers come here: closing does as well. `_Announcer` counts answers."""
 
     @property
     def counter(self) -> int:
@@ -102,8 +107,8 @@ class FleetStorage(CircuitBreakerStorage):
 
     @property
     def opened_at(self) -> datetime:
-        # Only a call that took the fleet's probe gets as far as aiobreaker's own clock: for
-        # it the time has come.
+        # Only a call that took the fleet's probe is sent through an open circuit: for it the
+        # time has come.
         return _LONG_AGO
 
     @opened_at.setter
@@ -112,6 +117,13 @@ class FleetStorage(CircuitBreakerStorage):
 
 
 class _Announcer(CircuitBreakerListener):
+    def __init__(self, storage: FleetStorage) -> None:
+        self._storage = storage
+
+    def success(self, breaker: CircuitBreaker) -> None:
+        del breaker
+        self._storage.unshared_answered += 1
+
     def state_change(self, breaker: CircuitBreaker, old: object, new: object) -> None:
         before, after = (_name(getattr(state, "state", state)) for state in (old, new))
         # Calls that were out when it opened come back one by one and find it open.
@@ -135,21 +147,25 @@ class Breaker:
             fail_max=_TRIPPED,
             timeout_duration=timedelta(0),
             state_storage=self._storage,
-            listeners=[_Announcer()],
+            listeners=[_Announcer(self._storage)],
             name=str(target),
         )
+        self._worth_asking_at = 0.0
 
     @property
     def is_open(self) -> bool:
-        return self._storage.state is not CircuitBreakerState.CLOSED
+        """Whether asking for leave is in vain: open, and too early for a probe as far as is known here."""
+        return self._storage.is_open and time.monotonic() < self._worth_asking_at
 
     @property
     def is_dirty(self) -> bool:
-        return bool(self._storage.unshared_answered or self._storage.unshared_failed)
+        """Whether there is something to share, or something known of the fleet that grows old."""
+        storage = self._storage
+        return any((storage.unshared_answered, storage.unshared_failed, storage.answered, storage.failed))
 
     async def admit(self, owner: HoldId) -> Permit | NotNow:
         """Ask for leave to make a call. While the breaker is open one of the fleet gets it."""
-        if not self.is_open:
+        if not self._storage.is_open:
             return Permit()
         lease = self._configured.now.breaker.probe_lease
         verdict = await breakers.probe(self._dispatch.redis, self.target, owner, lease)
@@ -158,13 +174,18 @@ class Breaker:
                 self._storage.learn(CircuitBreakerState.CLOSED)
                 return Permit()
             case breakers.Granted():
-                self._storage.learn(CircuitBreakerState.OPEN)
+                self._learn_open(lease)
                 return Permit(owner)
             case breakers.Wait(delay):
+                self._learn_open(delay)
                 return NotNow(delay)
 
     async def call(self, permit: Permit, send: Callable[[], Awaitable[Reply]]) -> Reply:
         """Make a call that was admitted, and let its outcome count."""
+        if permit.owner is None and self._storage.is_open:
+            # It was admitted before the breaker opened: it goes out, and says nothing about
+            # the target now.
+            return await send()
 
         async def guarded() -> Reply:
             reply = await send()
@@ -204,15 +225,20 @@ class Breaker:
         self._forget_counts()
         cooldown = self._configured.now.breaker.cooldown * (1 + 0.2 * _random.random())
         changed, remaining = await breakers.open_(self._dispatch.redis, self.target, cooldown, permit.owner)
+        self._learn_open(remaining)
         if changed:
             for gate in self._gates():
                 await self._dispatch.close_gate(gate, remaining)
 
     async def _closed(self, permit: Permit) -> None:
         self._forget_counts()
-        if await breakers.close(self._dispatch.redis, self.target, permit.owner):
+        if permit.owner is not None and await breakers.close(self._dispatch.redis, self.target, permit.owner):
             for gate in self._gates():
                 await self._dispatch.open_gate(gate)
+        else:
+            # The probe's lease was over and somebody else has it, or the state was lost: the
+            # fleet is asked by whoever comes next.
+            self._learn_open(timedelta(0))
 
     async def share(self) -> None:
         """Tell the fleet what calls came to since the last time, and learn how it stands."""
@@ -221,8 +247,12 @@ class Breaker:
         failed, storage.unshared_failed = storage.unshared_failed, 0
         view = await breakers.record(self._dispatch.redis, self.target, window, answered, failed)
         storage.answered, storage.failed = view.answered, view.failed
-        if view.is_open and storage.state is CircuitBreakerState.CLOSED:
-            storage.learn(CircuitBreakerState.OPEN)
+        if view.is_open and not storage.is_open:
+            self._learn_open(view.reopens_in)
+
+    def _learn_open(self, worth_asking_in: timedelta) -> None:
+        self._storage.learn(CircuitBreakerState.OPEN)
+        self._worth_asking_at = time.monotonic() + worth_asking_in.total_seconds()
 
     def _forget_counts(self) -> None:
         storage = self._storage
@@ -291,7 +321,11 @@ class Breakers:
             kind, _, name = dimension.partition(":")
             if (kind, reason) != ("route", "breaker"):
                 continue
-            route = configuration.resolve_route(unquote(name))
-            views = [await breakers.view(self._dispatch.redis, target) for target in route.targets]
-            if not all(view.is_open for view in views):
+            try:
+                targets = configuration.resolve_route(unquote(name)).targets
+            except InvalidRequest:
+                # A route that is gone: its jobs have an ending to come to.
+                targets = ()
+            views = [await breakers.view(self._dispatch.redis, target) for target in targets]
+            if not views or not all(view.is_open for view in views):
                 await self._dispatch.open_gate(gate_of(RouteName(unquote(name))))

@@ -1,12 +1,12 @@
 """`headrace worker`: one worker process."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
+from headrace_shared import logs
 from headrace_shared.errors import HeadraceError
 from headrace_shared.settings import Settings, load_settings
 
@@ -29,7 +29,7 @@ def worker(
             "metrics_port": metrics_port,
         }
         settings = load_settings(**{name: value for name, value in given.items() if value is not None})
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        logs.configure()
         run(settings, burst=burst)
     except HeadraceError as error:
         typer.echo(f"headrace: {error}", err=True)

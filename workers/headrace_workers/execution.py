@@ -1,6 +1,6 @@
 """The run of a job: one value through a visible list of named steps.
 
-    route -> hold -> breaker -> journal -> call -> settle
+    guard -> route -> hold -> breaker -> journal -> call -> settle
 
 Each step takes the run and returns it with what it found out. A step that ends the run
 sets its `outcome`, and the steps after it are passed by; `settle` is never passed by: it
@@ -9,6 +9,7 @@ again at once, the run goes through the list another time, with its next call.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from datetime import timedelta
 from headrace_shared.budgets import Held
 from headrace_shared.errors import HeadraceError
 from headrace_shared.ids import CallNumber, JobId
+from headrace_shared.ids import Run as RunNumber
 from headrace_shared.job import ClaimedJob
 from headrace_shared.outcome import Cancelled, ErrorClass, Failed, Failure, Outcome, Snoozed, WaitReason
 from headrace_shared.prices import Price
@@ -70,7 +72,7 @@ class Again:
 
 
 Step = Callable[[Run], Awaitable[Run]]
-Settle = Callable[[Run], Awaitable[Again | None]]
+Settle = Callable[[Run], Awaitable[Again | Outcome]]
 
 
 class Execution:
@@ -79,31 +81,39 @@ class Execution:
     def __init__(self, steps: Sequence[Step], settle: Settle) -> None:
         self._steps = steps
         self._settle = settle
-        self._interruptions: dict[JobId, WaitReason | ErrorClass] = {}
+        self._under_way: set[tuple[JobId, RunNumber]] = set()
+        self._interruptions: dict[tuple[JobId, RunNumber], WaitReason | ErrorClass] = {}
 
-    def interrupt(self, job_id: JobId, reason: WaitReason | ErrorClass, task: asyncio.Task[None]) -> None:
+    def interrupt(self, job: ClaimedJob, reason: WaitReason | ErrorClass, task: asyncio.Task[None]) -> None:
         """Cancel a job's task; its run then ends for this reason and no other."""
-        self._interruptions.setdefault(job_id, reason)
-        task.cancel()
+        self._interruptions.setdefault((job.id, job.run), reason)
+        # A task that is cancelled before its first step could write nothing down: it looks here.
+        if (job.id, job.run) in self._under_way:
+            task.cancel()
 
-    async def run(self, job: ClaimedJob) -> None:
-        """Run a job until it is ended or put back."""
-        run: Run | None = Run.of(job)
-        while run is not None:
-            again = await self._settled(await self._take_through(run))
-            run = await self._wait(again) if again is not None else None
-        self._interruptions.pop(job.id, None)
+    async def run(self, job: ClaimedJob) -> Outcome:
+        """Run a job until it is ended or put back, and say which."""
+        key = job.id, job.run
+        self._under_way.add(key)
+        try:
+            settled = await self._settled(await self._take_through(Run.of(job)))
+            while isinstance(settled, Again):
+                settled = await self._settled(await self._take_through(await self._wait(settled)))
+        finally:
+            self._under_way.discard(key)
+            self._interruptions.pop(key, None)
+        return settled
 
     async def _wait(self, again: Again) -> Run:
-        try:
-            if again.run.job.id not in self._interruptions:
+        with contextlib.suppress(asyncio.CancelledError):
+            if (again.run.job.id, again.run.job.run) not in self._interruptions:
                 await asyncio.sleep(again.delay.total_seconds())
                 return again.run
-        except asyncio.CancelledError:
-            pass
-        return again.run.ended(self._interrupted(again.run.job.id))
+        return again.run.ended(self._interrupted(again.run.job))
 
     async def _take_through(self, run: Run) -> Run:
+        if run.outcome is None and (run.job.id, run.job.run) in self._interruptions:
+            return run.ended(self._interrupted(run.job))
         for step in self._steps:
             if run.outcome is not None:
                 break
@@ -111,13 +121,13 @@ class Execution:
             try:
                 run = await step(run)
             except asyncio.CancelledError:
-                return _mark(before, step).ended(self._interrupted(run.job.id))
+                return _mark(before, step).ended(self._interrupted(run.job))
             except Exception as error:
                 _logger.exception("step %s failed", type(step).__name__, extra={"job_id": str(run.job.id)})
                 return _mark(before, step).ended(_internal(error))
         return run
 
-    async def _settled(self, run: Run) -> Again | None:
+    async def _settled(self, run: Run) -> Again | Outcome:
         # What was found out is written down even when the task is cancelled meanwhile: the
         # answer is paid for. A reason to stop is looked at again after that.
         settling = asyncio.ensure_future(self._settle(run))
@@ -125,13 +135,13 @@ class Execution:
             try:
                 return await asyncio.shield(settling)
             except asyncio.CancelledError:
-                if settling.done():
-                    raise
                 self._uncancel()
+                if settling.done():
+                    return settling.result()
 
-    def _interrupted(self, job_id: JobId) -> Outcome:
+    def _interrupted(self, job: ClaimedJob) -> Outcome:
         self._uncancel()
-        match self._interruptions.pop(job_id, WaitReason.SHUTDOWN):
+        match self._interruptions.pop((job.id, job.run), WaitReason.SHUTDOWN):
             case ErrorClass.CANCELLED:
                 return Cancelled()
             case WaitReason() as reason:

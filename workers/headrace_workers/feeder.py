@@ -31,10 +31,13 @@ _DUTY = 20
 class Feeder:
     """Fills windows; one process of the fleet at a time does it."""
 
-    def __init__(self, pool: Pool, dispatch: Dispatch, *, listen_url: str | None) -> None:
+    def __init__(
+        self, pool: Pool, dispatch: Dispatch, *, listen_url: str | None, window: int = WINDOW
+    ) -> None:
         self._pool = pool
         self._dispatch = dispatch
         self._listen_url = listen_url
+        self._window = window
         self._rung = asyncio.Event()
 
     async def turn(self) -> timedelta:
@@ -43,15 +46,15 @@ class Feeder:
         queues = await feed.due_queues(self._pool)
         due = await self._dispatch.due(queues)
         for queue, present in zip(queues, due, strict=True):
-            if present < WINDOW // 2:
+            if present < self._window / 2:
                 await self._feed(queue)
         took = timedelta(seconds=time.monotonic() - began)
         return max(INTERVAL, _DUTY * took) if len(queues) > 1 else INTERVAL
 
     async def _feed(self, queue: Queue) -> None:
         # The head of the queue is what its window should hold; ids that are there already,
-        # due or leased, are left alone.
-        ids = await feed.due_jobs(self._pool, queue, limit=WINDOW)
+        # due or leased, are left alone. One more than fits says that the queue is deep.
+        ids = await feed.due_jobs(self._pool, queue, limit=self._window + 1)
         await self._dispatch.push([(Entry(queue, job_id), timedelta(0)) for job_id in ids])
 
     async def wake(self, rest: timedelta) -> None:

@@ -19,8 +19,8 @@ from headrace_shared.budgets import Budgets, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import JobId, WorkerId
-from headrace_shared.job import ClaimedJob
-from headrace_shared.outcome import Outcome, Retry, Snoozed
+from headrace_shared.job import ClaimedJob, JobState
+from headrace_shared.outcome import Retry, Snoozed
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
@@ -51,6 +51,30 @@ class Finish:
     settlement: Settlement | None
     end: RunEnd | None
     """None when the same run makes another call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    finish: Finish
+    state: JobState | None
+    """What the job's row became; None when it was not this run's any more, or the run goes on."""
+
+    @property
+    def delay(self) -> timedelta | None:
+        """Until the id is due again; None for an ending."""
+        outcome = self.finish.end.outcome if self.finish.end else None
+        if self.state is JobState.QUEUED and isinstance(outcome, Retry | Snoozed):
+            return outcome.delay
+        return None
+
+    @property
+    def corrects_suspense(self) -> bool:
+        """Say whether the call's hold was given up at its worst case before its bill came.
+
+        The counters know that hold no more: only the ledger can correct them.
+        """
+        lost = self.finish.end is not None and self.state is None
+        return lost and self.finish.conclusion is not None and self.finish.settlement is not None
 
 
 class Finisher:
@@ -86,19 +110,19 @@ class Finisher:
             asyncpg.PostgresError: the server rejects this one; nothing of it was written.
 
         """
-        owned = await self._commits.submit(finish)
+        written = await self._commits.submit(finish)
         # The money and the queue follow the commit; nobody has to wait for them.
-        task = asyncio.create_task(self._releases.submit((finish, owned)), name="release")
+        task = asyncio.create_task(self._releases.submit(written), name="release")
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
-        return owned
+        return finish.end is None or written.state is not None
 
     async def drain(self) -> None:
         """Wait until all that was submitted is written."""
         await self._commits.drain()
         await asyncio.gather(*self._releasing, return_exceptions=True)
 
-    async def _commit(self, batch: Sequence[Finish]) -> Sequence[bool]:
+    async def _commit(self, batch: Sequence[Finish]) -> Sequence[_Written]:
         pause = 0.05
         while True:
             try:
@@ -115,25 +139,21 @@ class Finisher:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE)
             else:
-                return [one.end is None or one.entry.id in ended for one in batch]
+                return [
+                    _Written(one, ended.get((one.end.job_id, one.end.run)) if one.end else None)
+                    for one in batch
+                ]
 
-    async def _release(self, batch: Sequence[tuple[Finish, bool]]) -> Sequence[None]:
-        settlements = [one.settlement for one, _ in batch if one.settlement]
-        entries = [(one.entry, _delay(one.end.outcome)) for one, owned in batch if one.end and owned]
+    async def _release(self, batch: Sequence[_Written]) -> Sequence[None]:
+        settlements = [one.finish.settlement for one in batch if one.finish.settlement]
+        entries = [(one.finish.entry, one.delay) for one in batch if one.state]
         try:
             await asyncio.gather(self._budgets.settle(settlements), self._dispatch.finish(entries))
+            if any(one.corrects_suspense for one in batch):
+                await self._budgets.rebuild()
         except (DispatchUnavailable, *UNREACHABLE) as error:
             # The ledger has it all. Holds that stay behind here are found by their age, and
             # a Redis that comes back as another one is rebuilt; waiters look for themselves.
             _logger.warning("could not release in the dispatch: %s", error)
             self._budgets.distrust()
         return [None] * len(batch)
-
-
-def _delay(outcome: Outcome) -> timedelta | None:
-    """Until the id is due again; None for an ending."""
-    match outcome:
-        case Retry(delay) | Snoozed(delay):
-            return delay
-        case _:
-            return None

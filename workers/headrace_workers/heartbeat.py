@@ -22,6 +22,7 @@ from headrace_shared.store.pool import UNREACHABLE, Pool
 _logger = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 3
+_PAUSE = 1.0
 
 Interrupt = Callable[[JobId, WaitReason | ErrorClass], None]
 
@@ -50,18 +51,24 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Beat until cancelled."""
+        lease = self._lease.total_seconds()
         renewed = time.monotonic()
         while True:
             began = time.monotonic()
             try:
-                await self.beat()
+                # A store that hangs is as bad as one that is away: the lease ends all the same.
+                async with asyncio.timeout(max(lease / BEATS_PER_LEASE, renewed + lease - began)):
+                    await self.beat()
                 renewed = began
-            except UNREACHABLE as error:
-                _logger.warning("leases could not be renewed: %s", type(error).__name__)
-                if time.monotonic() - renewed > self._lease.total_seconds():
+                pause = lease / BEATS_PER_LEASE
+            except Exception as error:  # noqa: BLE001 - whatever it is, the leases end
+                _log_failure(error)
+                now = time.monotonic()
+                if now - renewed >= lease:
                     for job_id in list(self._running):
                         self._interrupt(job_id, WaitReason.LOST_LEASE)
-            await asyncio.sleep(self._lease.total_seconds() / BEATS_PER_LEASE)
+                pause = min(_PAUSE, lease / BEATS_PER_LEASE, max(renewed + lease - now, 0.05))
+            await asyncio.sleep(pause)
 
     async def beat(self) -> None:
         """Renew all leases once, and take note of what was lost or is to be cancelled."""
@@ -93,3 +100,10 @@ class Heartbeat:
         except DispatchUnavailable:
             # It cancels nothing: the rows' leases hold, and the ids come back with Redis.
             _logger.warning("leases were not renewed in the dispatch")
+
+
+def _log_failure(error: Exception) -> None:
+    if isinstance(error, UNREACHABLE):
+        _logger.warning("leases could not be renewed: %s", type(error).__name__)
+    else:
+        _logger.error("leases could not be renewed", exc_info=error)

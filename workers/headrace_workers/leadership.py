@@ -58,6 +58,10 @@ class Leadership:
                 except (DispatchUnavailable, *UNREACHABLE) as error:
                     _logger.warning("%s waits: %s", self._role, error)
                     await asyncio.sleep(_CAMPAIGN.total_seconds())
+                except Exception:
+                    # One bad turn must not cost the fleet a worker for each that takes the role over.
+                    _logger.exception("a turn of the %s failed", self._role)
+                    await asyncio.sleep(_CAMPAIGN.total_seconds())
         finally:
             with contextlib.suppress(*UNREACHABLE):
                 await asyncio.shield(feed.resign(self._pool, self._role, self._worker))

@@ -91,7 +91,7 @@ def _since(started: float) -> timedelta:
 
 
 def _answered(latency: timedelta, endpoint: Endpoint, response: httpx2.Response) -> Reply:
-    request_id = response.headers.get("x-request-id")
+    request_id = _request_id(response)
     parsed = read_answer(endpoint, response.content)
     if parsed is None or parsed.usage is None:
         failure = Failure(ErrorClass.UNREADABLE, "the provider's answer could not be read")
@@ -112,7 +112,9 @@ def _failure_of(parsed: ParsedAnswer) -> Failure | None:
         case Finish.CONTENT_FILTER:
             return Failure(ErrorClass.CONTENT_FILTER, "the provider's content filter cut the answer")
         case Finish.FAILED:
-            return Failure(ErrorClass.TRANSIENT, parsed.detail[:_MESSAGE_LENGTH] or "the response failed")
+            return Failure(
+                ErrorClass.TRANSIENT, _clean(parsed.detail[:_MESSAGE_LENGTH]) or "the response failed"
+            )
         case Finish.COMPLETE | Finish.LENGTH:
             return None
 
@@ -124,7 +126,7 @@ def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
         f"{response.status_code}: {message}"[:_MESSAGE_LENGTH],
         retry_after(response.headers),
     )
-    request_id = response.headers.get("x-request-id")
+    request_id = _request_id(response)
     return Refused(latency, failure, response.status_code, request_id, response.content)
 
 
@@ -154,6 +156,11 @@ def _error_of(body: bytes) -> tuple[str, str]:
         return "", "the provider gave no reason that can be read"
     code = str(error.code or error.type or "")
     return code, _clean(error.message or code)
+
+
+def _request_id(response: httpx2.Response) -> str | None:
+    request_id = response.headers.get("x-request-id")
+    return _clean(request_id[:_MESSAGE_LENGTH]) if request_id else None
 
 
 def _clean(text: str) -> str:

@@ -6,12 +6,14 @@ that nobody opened.
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 from headrace_shared.budgets import Budgets, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
+from headrace_shared.ids import HoldId
 from headrace_shared.job import JobState
-from headrace_shared.money import ZERO
+from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.store import feed, runs
 from headrace_shared.store.pool import Pool
 from headrace_workers.breaker import Breakers
@@ -39,6 +41,7 @@ class Reaper:
     async def turn(self) -> timedelta:
         """Go once through everything that may have been left behind."""
         await self._reap_jobs()
+        await self._settle_suspended(await runs.suspend_orphans(self._pool))
         await self._reap_holds()
         await self._breakers.tend_gates()
         if time.monotonic() - self._chores_done >= CHORES_INTERVAL.total_seconds():
@@ -55,12 +58,15 @@ class Reaper:
             len(harvest.jobs),
             extra={"action": "reap", "jobs": len(harvest.jobs)},
         )
-        await self._budgets.settle([Settlement(hold, ZERO, amount) for hold, amount in harvest.holds.items()])
+        await self._settle_suspended(harvest.holds)
         back = [job for job in harvest.jobs if job.state is JobState.QUEUED]
         await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
         await self._dispatch.finish(
             [(Entry(job.queue, job.id), None) for job in harvest.jobs if job.state is not JobState.QUEUED]
         )
+
+    async def _settle_suspended(self, holds: Mapping[HoldId, NanoUSD]) -> None:
+        await self._budgets.settle([Settlement(hold, ZERO, amount) for hold, amount in holds.items()])
 
     async def _reap_holds(self) -> None:
         """Settle holds that outlived their call, or never paid for one."""

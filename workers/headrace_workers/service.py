@@ -27,13 +27,16 @@ from headrace_workers.feeder import Feeder
 from headrace_workers.finisher import Finisher
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
+from headrace_workers.probes import Probes
 from headrace_workers.reaper import Reaper
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
+from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
 from headrace_workers.steps.route import Route
 from headrace_workers.steps.settle import Settle
+from headrace_workers.telemetry import Telemetry, setup
 from headrace_workers.webhooks.deliverer import Deliverer
 from headrace_workers.webhooks.sender import Sender
 from headrace_workers.worker import Worker
@@ -55,6 +58,7 @@ class Parts:
     breakers: Breakers
     clients: Clients
     finisher: Finisher
+    telemetry: Telemetry
     running: dict[JobId, ClaimedJob]
     """The jobs that this worker has claimed and not yet ended."""
 
@@ -62,10 +66,11 @@ class Parts:
 def steps_of(parts: Parts) -> tuple[Step, ...]:
     """The road of a run. `Settle` follows the last of them, whatever they came to."""
     return (
+        Guard(),
         Route(parts.configured, parts.breakers),
         Hold(parts.budgets, parts.dispatch),
         Breaker(parts.breakers),
-        Journal(parts.pool),
+        Journal(parts.pool, parts.budgets),
         Call(parts.clients, parts.breakers),
     )
 
@@ -85,6 +90,8 @@ async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[
         clients = Clients(configured, connections=settings.concurrency)
         stack.push_async_callback(clients.close)
         clients.of(configured.now.configuration.defaults.provider)
+        telemetry = setup(settings, worker_id)
+        stack.push_async_callback(telemetry.shutdown)
         running: dict[JobId, ClaimedJob] = {}
         yield Parts(
             pool,
@@ -95,6 +102,7 @@ async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[
             Breakers(dispatch, configured),
             clients,
             Finisher(pool, dispatch, budgets, worker_id, running),
+            telemetry,
             running,
         )
 
@@ -117,12 +125,34 @@ async def open_worker(
             dispatch=parts.dispatch,
             configured=parts.configured,
             running=parts.running,
-            execution=Execution(steps_of(parts), Settle(parts.finisher, parts.configured)),
+            execution=Execution(
+                steps_of(parts), Settle(parts.finisher, parts.configured, parts.telemetry.metrics)
+            ),
+            metrics=parts.telemetry.metrics,
             burst=burst,
             handle_signals=handle_signals,
         )
-        async with _services(settings, parts, worker):
+        ready = _Readiness(worker)
+        probes = Probes(settings, ready, parts.telemetry.registry)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(worker.close)
+            await stack.enter_async_context(probes)
+            await stack.enter_async_context(_services(settings, parts, worker))
+            ready.started = True
             yield worker
+
+
+class _Readiness:
+    """Why a worker takes no jobs; None when it does."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.started = False
+        self._worker = worker
+
+    def __call__(self) -> str | None:
+        if self._worker.draining:
+            return "draining"
+        return None if self.started else "starting"
 
 
 @asynccontextmanager
@@ -173,6 +203,7 @@ def _side_services(
         ("deliverer", _deliverer(settings, parts, worker).run(stop)),
         ("heartbeat", heartbeat.run()),
         ("breakers", parts.breakers.run()),
+        ("event-loop", parts.telemetry.metrics.watch_event_loop()),
         ("listener", feeder.listen()),
         ("feeder", feeding.run()),
         ("reaper", reaping.run()),
@@ -194,7 +225,13 @@ def _deliverer(settings: Settings, parts: Parts, worker: Worker) -> Deliverer:
             allow_http=settings.webhook_allow_http,
             allowed_networks=settings.webhook_allowed_networks,
         )
-    return Deliverer(parts.pool, sender, policy, doorbell=worker.callback_bell)
+    return Deliverer(
+        parts.pool,
+        sender,
+        policy,
+        doorbell=worker.callback_bell,
+        metrics=parts.telemetry.metrics,
+    )
 
 
 async def _rest(delay: timedelta) -> None:

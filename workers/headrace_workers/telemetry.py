@@ -7,6 +7,7 @@ Prometheus' registry reads beside it.
 """
 
 import asyncio
+import logging
 import os
 import threading
 from bisect import bisect_left
@@ -35,6 +36,7 @@ from headrace_shared import telemetry_names as names
 from headrace_shared.budgets import BudgetView
 from headrace_shared.ids import Lane, Tenant, WorkerId
 from headrace_shared.job import ClaimedJob
+from headrace_shared.logs import Occasional, OccasionalFilter
 from headrace_shared.money import NANO_PER_USD, ZERO, NanoUSD
 from headrace_shared.outcome import ErrorClass, Outcome, Retry, Snoozed
 from headrace_shared.request import Endpoint
@@ -52,6 +54,9 @@ FLUSH_SECONDS = 2.0
 LAG_INTERVAL = 0.25
 
 BreakerState = Literal["closed", "half_open", "open"]
+
+_occasionally = Occasional(logging.getLogger(__name__))
+_outage_filter = OccasionalFilter()
 
 _BREAKER_STATES: dict[BreakerState, int] = {"closed": 0, "half_open": 1, "open": 2}
 
@@ -249,8 +254,8 @@ class Metrics(Collector):
             if self._on:
                 self._sums.observe(names.LOOP_LAG, (), max(0.0, loop.time() - due))
 
-    def publish(self, meter: Meter, registry: CollectorRegistry) -> None:
-        """Offer counters and gauges to OpenTelemetry, and histograms to Prometheus."""
+    def publish(self, meter: Meter) -> None:
+        """Offer counters and gauges to OpenTelemetry."""
         for instrument in (*names.INSTRUMENTS, *self._names.token_counters.values()):
             look = [partial(self._look, instrument)]
             if instrument.kind == "counter":
@@ -259,12 +264,14 @@ class Metrics(Collector):
                 )
             elif instrument.kind == "gauge":
                 meter.create_observable_gauge(instrument.name, look, instrument.unit, instrument.description)
-        registry.register(self)
 
     def collect(self) -> list[HistogramMetricFamily]:
         """Return the histograms, after looking at what is watched."""
         for look in self._watched:
-            look()
+            try:
+                look()
+            except Exception as error:  # noqa: BLE001 - one gauge that cannot be read costs no other
+                _occasionally.warning("a gauge cannot be read: %r", error)
         return self._sums.histograms()
 
     def _look(self, instrument: Instrument, _: CallbackOptions) -> list[Observation]:
@@ -339,6 +346,7 @@ def setup(settings: Settings, worker_id: WorkerId, *, tenant_label: bool = False
         registry = _publish(metrics, resource)
     spans = BatchSpanProcessor(OTLPSpanExporter()) if _wants_spans() else None
     if spans is not None:
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_outage_filter)
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(spans)
         telemetry.install(provider)
@@ -348,9 +356,11 @@ def setup(settings: Settings, worker_id: WorkerId, *, tenant_label: bool = False
 def _publish(metrics: Metrics, resource: Resource) -> CollectorRegistry:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
+    # Before the reader: the registry asks in this order, and asking for the histograms sets gauges.
+    registry.register(metrics)
     reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
     provider = MeterProvider([reader], resource, shutdown_on_exit=False)
-    metrics.publish(provider.get_meter(names.SCOPE), registry)
+    metrics.publish(provider.get_meter(names.SCOPE))
     return registry
 
 

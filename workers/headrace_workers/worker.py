@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from signal import Signals
 
 from arq.connections import RedisSettings, create_pool
@@ -19,14 +19,17 @@ from arq.worker import Worker as ArqWorker
 from arq.worker import func
 
 from headrace_shared.dispatch.dispatch import Claim, Dispatch, Entry
-from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.errors import DispatchUnavailable, InvalidConfiguration
 from headrace_shared.ids import JobId, Lane, WorkerId
 from headrace_shared.job import ClaimedJob, JobState
-from headrace_shared.outcome import ErrorClass, WaitReason
+from headrace_shared.logs import bind_job
+from headrace_shared.outcome import ErrorClass, Failed, Outcome, Retry, Snoozed, Succeeded, WaitReason
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
+from headrace_shared.telemetry import consumer_span
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Execution
+from headrace_workers.telemetry import Metrics
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ POLL = timedelta(seconds=1)
 """How long a worker listens for the bell before it looks by itself."""
 
 _MAX_PAUSE = 2.0
+_MOMENT = timedelta(milliseconds=100)
 
 
 async def run_job(ctx: dict[object, object], *args: object, **kwargs: object) -> None:
@@ -67,6 +71,7 @@ class Worker(ArqWorker):
         configured: Configured,
         running: dict[JobId, ClaimedJob],
         execution: Execution,
+        metrics: Metrics,
         burst: bool = False,
         handle_signals: bool = True,
     ) -> None:
@@ -92,11 +97,12 @@ class Worker(ArqWorker):
         self._dispatch = dispatch
         self._configured = configured
         self._execution = execution
+        self._metrics = metrics
         self._job_tasks: dict[JobId, asyncio.Task[None]] = {}
         self._slot_freed = asyncio.Event()
         self._draining = asyncio.Event()
         self._pause = 0.05
-        self.foreign_members = 0
+        self._has_connections = False
         self.callback_bell = asyncio.Event()
         """Set when a job ended that has a callback."""
 
@@ -113,9 +119,11 @@ class Worker(ArqWorker):
 
     def interrupt(self, job_id: JobId, reason: WaitReason | ErrorClass) -> None:
         """Cancel a running job; its run ends for this reason."""
-        task = self._job_tasks.get(job_id)
-        if task is not None:
-            self._execution.interrupt(job_id, reason, task)
+        job, task = self.running.get(job_id), self._job_tasks.get(job_id)
+        if reason is WaitReason.LOST_LEASE:
+            self._metrics.leases_lost()
+        if job is not None and task is not None:
+            self._execution.interrupt(job, reason, task)
 
     async def main(self) -> None:
         """Claim and run jobs until the process is told to stop; outages are waited out."""
@@ -126,6 +134,10 @@ class Worker(ArqWorker):
                     idle = not await self._fill_slots()
                     self._pause = 0.05
                 except (DispatchUnavailable, *UNREACHABLE) as error:
+                    await self._wait_out(error)
+                    continue
+                except Exception as error:
+                    _logger.exception("claiming failed")
                     await self._wait_out(error)
                     continue
                 if self.burst and idle and not self.running:
@@ -144,7 +156,9 @@ class Worker(ArqWorker):
         claim = await self._dispatch.claim(
             free, self.lanes(), self._lease, self._configured.now.breaker.probe_lease
         )
-        self.foreign_members += claim.foreign
+        if claim.foreign:
+            self._metrics.foreign_dropped(claim.foreign)
+            _logger.warning("%d members of queues were no job ids and were taken out", claim.foreign)
         if claim.entries:
             await self._start(claim)
             return True
@@ -153,11 +167,16 @@ class Worker(ArqWorker):
         return False
 
     async def _start(self, claim: Claim) -> None:
-        claims = await runs.claim_jobs(
-            self._store, [entry.id for entry in claim.entries], self.worker_id, self._lease
-        )
+        try:
+            claims = await runs.claim_jobs(
+                self._store, [entry.id for entry in claim.entries], self.worker_id, self._lease
+            )
+        except UNREACHABLE:
+            with contextlib.suppress(DispatchUnavailable):
+                await self._dispatch.finish([(entry, _MOMENT) for entry in claim.entries])
+            raise
         if claims.configuration is not None:
-            await self._configured.follow(claims.configuration)
+            await self._follow(claims.configuration)
         for job in claims.jobs:
             self.running[job.id] = job
             task = self.loop.create_task(self._run(job), name=f"job-{job.id}")
@@ -166,18 +185,37 @@ class Worker(ArqWorker):
         claimed = {job.id for job in claims.jobs}
         await self._put_right([entry for entry in claim.entries if entry.id not in claimed])
 
-    async def _run(self, job: ClaimedJob) -> None:
+    async def _follow(self, version: int) -> None:
         try:
-            await self._execution.run(job)
+            await self._configured.follow(version)
+        except (InvalidConfiguration, *UNREACHABLE) as error:
+            # The jobs are claimed: they run under the version that is here; the next claim asks again.
+            _logger.warning("configuration %d cannot be followed: %s", version, error)
+
+    async def _run(self, job: ClaimedJob) -> None:
+        began = self.loop.time()
+        bind_job(job.id, job.run, job.traceparent)
+        try:
+            with consumer_span(job) as span:
+                outcome = await self._execution.run(job)
+                span.ended(outcome)
+            self._count(job, outcome, timedelta(seconds=self.loop.time() - began))
         finally:
             # A row can be claimed again by this very worker before its first run has ended.
             if self.running.get(job.id) is job:
                 del self.running[job.id]
                 del self._job_tasks[job.id]
-            self.jobs_complete += 1
             self._slot_freed.set()
             if job.has_webhook:
                 self.callback_bell.set()
+
+    def _count(self, job: ClaimedJob, outcome: Outcome, ran: timedelta) -> None:
+        ended = not isinstance(outcome, Retry | Snoozed)
+        age = datetime.now(UTC) - job.created_at if ended else None
+        self._metrics.run_ended(job, outcome, ran=ran, age=age)
+        self.jobs_retried += not ended
+        self.jobs_failed += isinstance(outcome, Failed)
+        self.jobs_complete += isinstance(outcome, Succeeded)
 
     @staticmethod
     def _report(task: asyncio.Task[None]) -> None:
@@ -188,6 +226,7 @@ class Worker(ArqWorker):
         """Correct the queue where it says something else than the rows."""
         if not entries:
             return
+        self._metrics.duplicates_dropped(len(entries))
         standings = {one.id: one for one in await runs.look_up(self._store, [entry.id for entry in entries])}
         corrections: list[tuple[Entry, timedelta | None]] = []
         for entry in entries:
@@ -225,8 +264,7 @@ class Worker(ArqWorker):
         deadline = time.monotonic() + self._drain.total_seconds()
         while self._job_tasks and time.monotonic() < deadline:
             await asyncio.wait(list(self._job_tasks.values()), timeout=deadline - time.monotonic())
-        for job_id in list(self._job_tasks):
-            self.interrupt(job_id, WaitReason.SHUTDOWN)
+        self.give_back()
         if self._job_tasks:
             await asyncio.wait(list(self._job_tasks.values()))
 
@@ -242,20 +280,26 @@ class Worker(ArqWorker):
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         _logger.info("%s: draining %d jobs", Signals(signum).name, len(self.running))
         if self.draining:
-            for job_id in list(self._job_tasks):
-                self.interrupt(job_id, WaitReason.SHUTDOWN)
+            self.give_back()
         self.stop()
+
+    def give_back(self) -> None:
+        """Put all running jobs back at once; it costs them no attempt."""
+        for job_id in list(self._job_tasks):
+            self.interrupt(job_id, WaitReason.SHUTDOWN)
 
     async def _record_health(self) -> None:
         while True:
             with contextlib.suppress(Exception):  # arq's record is for its own tools; nothing depends on it
-                self._pool = self._pool or await create_pool(self.redis_settings)
+                if not self._has_connections:
+                    self._pool = await create_pool(self.redis_settings)
+                    self._has_connections = True
                 await self.record_health()
             await asyncio.sleep(self.health_check_interval)
 
     async def close(self) -> None:
         """Close arq's connections."""
-        if self._pool is None:
+        if not self._has_connections:
             return
         with contextlib.suppress(Exception):
             await self.pool.delete(self.health_check_key)

@@ -108,7 +108,7 @@ class Redis:
         fields = cast("dict[bytes, bytes]", await self._command("HGETALL", key))
         return {field.decode(): value.decode() for field, value in fields.items()}
 
-    async def remove(self, key: str, member: bytes) -> None:
+    async def remove(self, key: str | bytes, member: bytes) -> None:
         """Take a member out of a sorted set."""
         await self._command("ZREM", key, member)
 

@@ -93,13 +93,12 @@ class Dispatch:
         entries: list[Entry] = []
         foreign = 0
         for batch in cast("list[list[bytes]]", batches):
-            name = batch[0].decode()
-            queue = keys.parse_queue_name(name)
+            queue = keys.parse_queue_name(batch[0].decode(errors="replace"))
             for member in batch[1:]:
                 job_id = _parse_id(member)
                 if queue is None or job_id is None:
                     foreign += 1
-                    await self.redis.remove(keys.QUEUE + name, member)
+                    await self.redis.remove(keys.QUEUE.encode() + batch[0], member)
                 else:
                     entries.append(Entry(queue, job_id))
         wait = None if cast("int", due) < 0 else timedelta(milliseconds=cast("int", due))
@@ -123,8 +122,10 @@ class Dispatch:
 
     async def due(self, queues: Sequence[Queue]) -> list[int]:
         """Return how many ids of each queue are due in its window."""
+        if not queues:
+            return []
         names = [keys.queue_name(queue) for queue in queues]
-        return cast("list[int]", await self.redis.evaluate(_WINDOW, (), names)) if names else []
+        return cast("list[int]", await self.redis.evaluate(_WINDOW, (), [self._window, *names]))
 
     async def wait_for_jobs(self, lanes: Sequence[Lane], timeout: timedelta) -> bool:
         """Wait until a lane has work, for some time at most."""
@@ -150,6 +151,9 @@ def _milliseconds(duration: timedelta) -> int:
 
 def _parse_id(member: bytes) -> JobId | None:
     try:
-        return JobId(UUID(member.decode("ascii")))
-    except (ValueError, UnicodeDecodeError):
+        text = member.decode("ascii")
+        job_id = JobId(UUID(text))
+    except ValueError:
         return None
+    # UUID reads other spellings too; what we put in is the one that we can take out again.
+    return job_id if str(job_id) == text else None

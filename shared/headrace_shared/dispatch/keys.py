@@ -1,7 +1,7 @@
 """Every key that Headrace has in Redis, and what it holds. All of it can be lost.
 
-A queue's name is `<lane>:<route>:<tenant>`, each part percent-encoded, so that a colon in
-a model's name never splits it. Keys carry no hash tags: one server, or one shard.
+A queue's name is `<lane>:<route>:<tenant>`, route and tenant percent-encoded, so that a colon in
+a model's name never splits it (a lane's name has none). Keys carry no hash tags: one server, or one shard.
 """
 
 from urllib.parse import quote, unquote
@@ -22,7 +22,7 @@ CLOCK = "headrace:clock"
 """STRING: milliseconds that tests add to the server's time."""
 
 DEEP = "headrace:deep"
-"""SET of queue names that have more jobs due in Postgres than their window holds."""
+"""SET of queue names whose window was full: more of their jobs may be due in Postgres."""
 
 ENDED = "headrace:ended:"
 """+ job id: CHANNEL; a message when the job has ended."""
@@ -73,7 +73,8 @@ def parse_queue_name(name: str) -> Queue | None:
     parts = name.split(":")
     if len(parts) != 3:  # noqa: PLR2004
         return None
-    return Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(unquote(parts[2])))
+    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(unquote(parts[2])))
+    return queue if queue_name(queue) == name else None
 
 
 def ended(job_id: JobId) -> str:

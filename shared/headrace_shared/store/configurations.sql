@@ -14,7 +14,8 @@ SELECT coalesce((SELECT version FROM applied), (SELECT version FROM latest)) AS 
        EXISTS (SELECT FROM applied) AS changed;
 
 -- name: current_configuration
-SELECT version, document FROM headrace.configurations ORDER BY version DESC LIMIT 1;
+-- As text: a caller's own connection may decode jsonb by itself.
+SELECT version, document::text AS document FROM headrace.configurations ORDER BY version DESC LIMIT 1;
 
 -- name: get_configuration
 SELECT version, document FROM headrace.configurations WHERE version = $1;

@@ -19,10 +19,13 @@ WITH moment AS MATERIALIZED (
     SELECT DISTINCT ON (tenant, key) tenant, key, id, digest, now + make_interval(secs => $17)
     FROM input WHERE key IS NOT NULL ORDER BY tenant, key, id
     ON CONFLICT (tenant, key) DO UPDATE SET
-        job_id = CASE WHEN known.expires_at <= headrace.now() THEN excluded.job_id ELSE known.job_id END,
-        digest = CASE WHEN known.expires_at <= headrace.now() THEN excluded.digest ELSE known.digest END,
-        expires_at = CASE WHEN known.expires_at <= headrace.now() THEN excluded.expires_at
-                          ELSE known.expires_at END
+        -- All three look at one moment, the excluded row's: a clock that is read thrice may disagree.
+        job_id = CASE WHEN known.expires_at <= excluded.expires_at - make_interval(secs => $17)
+                      THEN excluded.job_id ELSE known.job_id END,
+        digest = CASE WHEN known.expires_at <= excluded.expires_at - make_interval(secs => $17)
+                      THEN excluded.digest ELSE known.digest END,
+        expires_at = CASE WHEN known.expires_at <= excluded.expires_at - make_interval(secs => $17)
+                          THEN excluded.expires_at ELSE known.expires_at END
     RETURNING tenant, key, job_id, digest
 ), fresh AS (
     INSERT INTO headrace.jobs

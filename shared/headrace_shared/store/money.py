@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+from pydantic import TypeAdapter
+
 from headrace_shared.ids import BatchId, HoldId, JobId, Tenant
 from headrace_shared.money import NanoUSD
 from headrace_shared.store.jobs import usage_of
@@ -60,6 +62,18 @@ class OpenHold:
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """What the counters of budgets are made of, as of one moment."""
+
+    windows: tuple[Window, ...]
+    budgets: tuple[BudgetState, ...]
+    holds: tuple[OpenHold, ...]
+
+
+_COUNTERS = TypeAdapter(Counters)
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRow:
     """A part of the ledger, summed; the groupings that were not asked for are None."""
 
@@ -108,13 +122,6 @@ async def current_epoch(database: Database) -> int:
     return int(row[0]) if row else 0
 
 
-async def current_windows(database: Database) -> list[Window]:
-    return [
-        Window(WindowKind(row["kind"]), row["name"], row["ends_in"])
-        for row in await database.fetch(_SQL["current_windows"])
-    ]
-
-
 async def budget_state(database: Database) -> list[BudgetState]:
     return [
         BudgetState(
@@ -130,13 +137,10 @@ async def budget_state(database: Database) -> list[BudgetState]:
     ]
 
 
-async def open_holds(database: Database) -> list[OpenHold]:
-    return [
-        OpenHold(
-            HoldId(row["hold_id"]), NanoUSD(row["held_nano"]), tuple(row["scopes"]), tuple(row["windows"])
-        )
-        for row in await database.fetch(_SQL["open_calls"])
-    ]
+async def counters(database: Database) -> Counters:
+    """Read what the counters are rebuilt from, in one snapshot."""
+    row = await database.fetchrow(_SQL["counters"])
+    return _COUNTERS.validate_json(row[0] if row else "{}")
 
 
 async def usage(

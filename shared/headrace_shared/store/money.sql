@@ -15,16 +15,6 @@ SELECT headrace.raise_epoch();
 -- name: current_epoch
 SELECT epoch FROM headrace.money;
 
--- name: current_windows
--- The windows that are open now, and in how many milliseconds each ends (null: never).
-SELECT split_part(name, ':', 1) AS kind, name,
-       CASE split_part(name, ':', 1)
-           WHEN 'day' THEN extract(epoch FROM date_trunc('day', m.now, 'UTC') + interval '1 day' - m.now)
-           WHEN 'month' THEN extract(epoch FROM
-               (date_trunc('month', m.now AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC' - m.now)
-       END::float8 AS ends_in
-FROM (SELECT headrace.now() AS now) m, unnest(headrace.windows(m.now)) AS name;
-
 -- name: budget_state
 -- Every budget with what its present window has settled and in suspense.
 SELECT b.scope, b.window_kind, w.name AS window_name, b.limit_nano, b.policy,
@@ -36,9 +26,35 @@ LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = w.name
 GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, b.policy
 ORDER BY b.scope, b.window_kind;
 
--- name: open_calls
--- What is held: calls whose intent stands, by hold.
-SELECT hold_id, held_nano, scopes, headrace.windows(held_at) AS windows FROM headrace.calls WHERE state = 'open';
+-- name: counters
+-- All that the counters of budgets are made of. One statement, because it is one snapshot: a
+-- call that is concluded meanwhile is either open in all of it or booked in all of it.
+WITH moment AS MATERIALIZED (
+    SELECT headrace.now() AS now
+), present AS MATERIALIZED (
+    SELECT split_part(name, ':', 1) AS kind, name,
+           CASE split_part(name, ':', 1)
+               WHEN 'day' THEN extract(epoch FROM date_trunc('day', m.now, 'UTC') + interval '1 day' - m.now)
+               WHEN 'month' THEN extract(epoch FROM
+                   (date_trunc('month', m.now AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC' - m.now)
+           END::float8 AS ends_in
+    FROM moment m, unnest(headrace.windows(m.now)) AS name
+), budget AS (
+    SELECT b.scope, b.window_kind AS kind, w.name AS window, b.limit_nano AS limit, b.policy,
+           coalesce(sum(s.settled_nano), 0)::bigint AS settled,
+           coalesce(sum(s.suspense_nano), 0)::bigint AS suspense
+    FROM headrace.budgets b
+    JOIN present w ON w.kind = b.window_kind
+    LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = w.name
+    GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, b.policy
+), hold AS (
+    SELECT hold_id AS id, held_nano AS amount, scopes, headrace.windows(held_at) AS windows
+    FROM headrace.calls WHERE state = 'open'
+)
+SELECT json_build_object(
+    'windows', (SELECT coalesce(json_agg(w), '[]') FROM present w),
+    'budgets', (SELECT coalesce(json_agg(b), '[]') FROM budget b),
+    'holds', (SELECT coalesce(json_agg(h), '[]') FROM hold h))::text;
 
 -- name: usage
 -- The ledger in one row per group; a grouping that is not asked for is null.

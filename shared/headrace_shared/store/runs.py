@@ -110,7 +110,8 @@ class RunEnd:
     outcome: Outcome
     attempts: int
     """Attempts that have failed by now."""
-    result_call: CallNumber | None = None
+    result: tuple[Run, CallNumber] | None = None
+    """The call whose answer the job succeeded with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ def _claimed(row: asyncpg.Record) -> ClaimedJob:
         waited=row["waited"],
         has_webhook=row["has_webhook"],
         traceparent=row["traceparent"],
+        answer=(Run(row["answer"][0]), CallNumber(row["answer"][1])) if row["answer"] else None,
     )
 
 
@@ -217,12 +219,13 @@ async def finish(
     conclusions: Sequence[Conclusion],
     attempts: Sequence[AttemptRecord],
     ends: Sequence[RunEnd],
-) -> set[JobId]:
+) -> dict[tuple[JobId, Run], JobState]:
     """Conclude calls, record attempts and end runs in one statement.
 
     Returns:
-        The jobs whose run still owned its row and was ended. The bill of the others is
-        booked all the same.
+        The runs that still owned their row, and the state it has now: one that would have
+        been put back is cancelled when that was asked for. The bill of the others is booked
+        all the same.
 
     """
     ends = sorted(ends, key=lambda end: end.job_id)
@@ -240,11 +243,12 @@ async def finish(
         [state.error_class for state in states],
         [state.error for state in states],
         [state.waiting_for for state in states],
-        [end.result_call for end in ends],
+        [end.result[1] if end.result else None for end in ends],
         [state.delay for state in states],
         [c.usage.cache_write_tokens for c in conclusions],
+        [end.result[0] if end.result else None for end in ends],
     )
-    return {JobId(row["id"]) for row in rows}
+    return {(JobId(row["id"]), Run(row["run"])): JobState(row["state"]) for row in rows}
 
 
 def _conclusion_columns(conclusions: Sequence[Conclusion]) -> tuple[list[object], ...]:
@@ -314,6 +318,14 @@ async def reap(database: Database, *, limit: int = 500) -> Harvest:
     if rows:
         holds = dict(zip(rows[0]["hold_ids"], rows[0]["hold_amounts"], strict=True))
     return Harvest(jobs, holds)
+
+
+async def suspend_orphans(database: Database) -> dict[HoldId, NanoUSD]:
+    """Put open calls whose run has ended into suspense; return their holds with their amounts."""
+    return {
+        HoldId(row["hold_id"]): NanoUSD(row["suspense_nano"])
+        for row in await database.fetch(_SQL["suspend_orphans"])
+    }
 
 
 async def holds_in_ledger(database: Database, holds: Sequence[HoldId]) -> dict[HoldId, LedgerHold]:

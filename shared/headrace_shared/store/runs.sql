@@ -9,6 +9,11 @@ WHERE j.id = wanted.id AND j.state = 'queued' AND j.run_at <= m.now
 RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts, j.max_attempts,
           j.created_at, greatest(m.now - j.run_at, interval '0') AS waited,
           j.webhook IS NOT NULL AS has_webhook, j.traceparent,
+          CASE WHEN j.run > 1 THEN (
+              SELECT ARRAY[c.run, c.call] FROM headrace.calls c
+              WHERE c.job_id = j.id AND c.state = 'answered' AND c.error_class IS NULL
+              ORDER BY c.run, c.call LIMIT 1
+          ) END AS answer,
           (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
 
 -- name: look_up
@@ -103,17 +108,21 @@ WITH moment AS MATERIALIZED (
     ON CONFLICT DO NOTHING
 )
 UPDATE headrace.jobs AS j SET
-    state = e.state, attempts = e.attempts, error_class = e.error_class, error = e.error,
-    waiting_for = e.waiting_for,
-    result_run = CASE e.state WHEN 'succeeded' THEN e.run END, result_call = e.result_call,
+    -- What would be put back and is to be cancelled ends here: nobody would tell its next run.
+    state = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled' ELSE e.state END,
+    attempts = e.attempts,
+    error_class = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled' ELSE e.error_class END,
+    error = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled while it ran' ELSE e.error END,
+    waiting_for = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN NULL ELSE e.waiting_for END,
+    result_run = e.result_run, result_call = e.result_call,
     run_at = CASE e.state WHEN 'queued' THEN moment.now + make_interval(secs => e.delay) ELSE j.run_at END,
-    ended_at = CASE e.state WHEN 'queued' THEN NULL ELSE moment.now END,
+    ended_at = CASE WHEN e.state = 'queued' AND NOT j.cancel_requested THEN NULL ELSE moment.now END,
     lease_until = NULL, worker = NULL
 FROM moment, unnest($25::uuid[], $26::int[], $27::text[], $28::int[], $29::text[], $30::text[], $31::text[],
-                    $32::int[], $33::float8[])
-    AS e(job_id, run, state, attempts, error_class, error, waiting_for, result_call, delay)
+                    $32::int[], $33::float8[], $35::int[])
+    AS e(job_id, run, state, attempts, error_class, error, waiting_for, result_call, delay, result_run)
 WHERE j.id = e.job_id AND j.run = e.run AND j.state = 'running'
-RETURNING j.id;
+RETURNING j.id, j.run, j.state;
 
 -- name: reap
 -- Rows whose lease ended go back at once; the third crash quarantines. The calls such a run
@@ -121,7 +130,10 @@ RETURNING j.id;
 WITH moment AS MATERIALIZED (
     SELECT headrace.now() AS now
 ), lost AS MATERIALIZED (
-    SELECT j.id, j.run FROM headrace.jobs j, moment
+    SELECT j.id, j.run,
+           CASE WHEN j.cancel_requested THEN 'cancelled' WHEN j.crashes >= 2 THEN 'failed' ELSE 'queued' END
+               AS state
+    FROM headrace.jobs j, moment
     WHERE j.state = 'running' AND j.lease_until < moment.now
     ORDER BY j.id LIMIT $1 FOR UPDATE OF j SKIP LOCKED
 ), suspended AS (
@@ -138,12 +150,12 @@ WITH moment AS MATERIALIZED (
         suspense_nano = s.suspense_nano + excluded.suspense_nano
 ), back AS (
     UPDATE headrace.jobs AS j SET
-        crashes = j.crashes + 1,
-        state = CASE WHEN j.crashes >= 2 THEN 'failed' ELSE 'queued' END,
-        error_class = CASE WHEN j.crashes >= 2 THEN 'quarantined' END,
-        error = CASE WHEN j.crashes >= 2 THEN 'three runs of this job lost their worker' END,
-        waiting_for = CASE WHEN j.crashes >= 2 THEN NULL ELSE 'lost_lease' END,
-        ended_at = CASE WHEN j.crashes >= 2 THEN moment.now END,
+        crashes = j.crashes + 1, state = lost.state,
+        error_class = CASE lost.state WHEN 'failed' THEN 'quarantined' WHEN 'cancelled' THEN 'cancelled' END,
+        error = CASE lost.state WHEN 'failed' THEN 'three runs of this job lost their worker'
+                                WHEN 'cancelled' THEN 'cancelled while it ran' END,
+        waiting_for = CASE lost.state WHEN 'queued' THEN 'lost_lease' END,
+        ended_at = CASE lost.state WHEN 'queued' THEN NULL ELSE moment.now END,
         run_at = moment.now, worker = NULL, lease_until = NULL
     FROM moment, lost WHERE j.id = lost.id
     RETURNING j.id, j.lane, j.route, j.tenant, j.state
@@ -152,6 +164,28 @@ SELECT b.id, b.lane, b.route, b.tenant, b.state,
        (SELECT coalesce(array_agg(hold_id), '{}') FROM suspended) AS hold_ids,
        (SELECT coalesce(array_agg(suspense_nano), '{}') FROM suspended) AS hold_amounts
 FROM back b;
+
+-- name: suspend_orphans
+-- Intents that were committed after their run had ended, because their writer was cut off:
+-- nobody will conclude them. They stand in suspense like the open calls of a lost run.
+WITH moment AS MATERIALIZED (
+    SELECT headrace.now() AS now
+), suspended AS (
+    UPDATE headrace.calls AS c SET
+        state = 'suspense', suspense_nano = c.held_nano, ended_at = moment.now, error_class = 'lost_lease'
+    FROM moment
+    WHERE c.state = 'open' AND c.opened_at < moment.now - interval '60 seconds' AND NOT EXISTS (
+        SELECT FROM headrace.jobs j WHERE j.id = c.job_id AND j.run = c.run AND j.state = 'running')
+    RETURNING c.hold_id, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.suspense_nano
+), booked AS (
+    INSERT INTO headrace.spend AS s (scope, window_name, shard, suspense_nano)
+    SELECT scope, name, 0, sum(suspense_nano)
+    FROM suspended, unnest(scopes) AS scope, unnest(headrace.windows(held_on)) AS name
+    GROUP BY scope, name ORDER BY scope, name
+    ON CONFLICT (scope, window_name, shard) DO UPDATE SET
+        suspense_nano = s.suspense_nano + excluded.suspense_nano
+)
+SELECT hold_id, suspense_nano FROM suspended;
 
 -- name: holds_in_ledger
 -- What the ledger knows of these holds; one that does not come back paid for no call.

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from headrace_shared.errors import MissingSetting
+from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.outcome import ErrorClass, Failure
+from headrace_shared.telemetry import CallSpan, call_span
 from headrace_workers.breaker import Breakers
 from headrace_workers.clients import Clients
 from headrace_workers.execution import Run
-from headrace_workers.replies import Refused, Reply
+from headrace_workers.replies import Answered, Refused, Reply, Unknown
 
 
 class Call:
@@ -24,9 +25,19 @@ class Call:
         async def send() -> Reply:
             try:
                 client = self._clients.of(target.provider)
-            except MissingSetting as error:
+            except InvalidConfiguration as error:
                 return Refused(timedelta(0), Failure(ErrorClass.AUTH, error.message))
             return await client.call(run.job.endpoint, request.body)
 
-        reply = await self._breakers.of(target).call(run.permit, send)
+        with call_span(target, run.job.endpoint) as span:
+            reply = await self._breakers.of(target).call(run.permit, send)
+            _describe(reply, span)
         return replace(run, sent=True, reply=reply)
+
+
+def _describe(reply: Reply, span: CallSpan) -> None:
+    match reply:
+        case Answered(usage=usage, finish=finish, request_id=request_id):
+            span.answered(usage, finish, request_id=request_id)
+        case Refused(failure=failure, status=status) | Unknown(failure=failure, status=status):
+            span.failed(failure.error_class, status=status)

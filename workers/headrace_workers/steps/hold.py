@@ -1,5 +1,6 @@
 """Hold the most that the call can cost, over all scopes of the job, or let it wait."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,13 +13,17 @@ from headrace_shared.errors import DispatchUnavailable, UnknownPrice
 from headrace_shared.ids import hold_id
 from headrace_shared.money import NanoUSD, format_usd
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Snoozed, WaitReason
+from headrace_shared.prices import Price
+from headrace_shared.request import PreparedRequest
 from headrace_shared.store.money import BudgetPolicy
+from headrace_shared.store.pool import UNREACHABLE
 from headrace_workers.execution import Run
 
 PAUSE = timedelta(milliseconds=500)
 """How long a queue waits for other calls to release money before it is tried again."""
 
 REDIS_PAUSE = timedelta(seconds=2)
+"""How long a job waits for servers that are away before it is tried again."""
 
 
 class Hold:
@@ -31,16 +36,17 @@ class Hold:
         if run.price is None or run.request is None:
             return run
         try:
-            amount = run.price.worst_case(run.request.input_bound, run.request.output_bound)
-            held = await self._holds.submit(
-                HoldRequest(
-                    hold_id(run.job.id, run.job.run, run.call), amount, scopes_of(run.job.queue.tenant)
-                )
-            )
+            return await self._held(run, run.price, run.request)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
-        except DispatchUnavailable:
+        except (DispatchUnavailable, *UNREACHABLE):
             return run.ended(Snoozed(REDIS_PAUSE, WaitReason.DISPATCH))
+
+    async def _held(self, run: Run, price: Price, request: PreparedRequest) -> Run:
+        amount = price.worst_case(request.input_bound, request.output_bound)
+        held = await self._holds.submit(
+            HoldRequest(hold_id(run.job.id, run.job.run, run.call), amount, scopes_of(run.job.queue.tenant))
+        )
         match held:
             case Held():
                 return replace(run, held=held)
@@ -52,17 +58,21 @@ class Hold:
 
     async def _refused(self, run: Run, refused: Refused, amount: NanoUSD) -> Run:
         """Wait while calls under way may release money; then for the window; or give up."""
-        if refused.held_by_others > 0:
-            return await self._wait(run, refused, PAUSE)
-        if refused.policy is BudgetPolicy.WAIT and refused.ends_in is not None and refused.missing < amount:
-            return await self._wait(run, refused, refused.ends_in)
+        if refused.missing <= refused.held_by_others:
+            await self._close_gate(refused, PAUSE)
+            return run.ended(Snoozed(PAUSE, WaitReason.BUDGET))
+        if refused.policy is BudgetPolicy.WAIT and refused.ends_in is not None and amount <= refused.limit:
+            # Where some room is left a smaller job may still go.
+            if refused.missing >= amount:
+                await self._close_gate(refused, refused.ends_in)
+            return run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
         return run.ended(Failed(Failure(ErrorClass.BUDGET_EXHAUSTED, _sentence(refused, amount))))
 
-    async def _wait(self, run: Run, refused: Refused, delay: timedelta) -> Run:
+    async def _close_gate(self, refused: Refused, duration: timedelta) -> None:
         kind, _, name = refused.scope.partition(":")
         dimension = f"{kind}:{quote(name, safe='')}" if name else kind
-        await self._dispatch.close_gate(Gate(dimension, "budget"), delay)
-        return run.ended(Snoozed(delay, WaitReason.BUDGET))
+        with contextlib.suppress(DispatchUnavailable):
+            await self._dispatch.close_gate(Gate(dimension, "budget"), duration)
 
 
 def _sentence(refused: Refused, amount: NanoUSD) -> str:

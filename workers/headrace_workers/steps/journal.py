@@ -1,16 +1,21 @@
 """The intent of the call, committed before anything is sent."""
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from headrace_shared.batching import Batcher
-from headrace_shared.budgets import scopes_of
+from headrace_shared.budgets import Budgets, scopes_of
+from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.outcome import Snoozed, WaitReason
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import Intent
 from headrace_workers.execution import Run
+
+_PAUSE = timedelta(milliseconds=100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,9 @@ class Journal:
     has moved on: both runs are put back, the second in vain, because its row is not theirs.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, budgets: Budgets) -> None:
         self._pool = pool
+        self._budgets = budgets
         self._intents = Batcher[_Entry, bool](self._write, max_size=500)
 
     async def __call__(self, run: Run) -> Run:
@@ -46,13 +52,30 @@ class Journal:
             price_version=run.price.version,
         )
         try:
-            accepted = await self._intents.submit(_Entry(run.held.epoch, intent))
+            accepted = await self._written(_Entry(run.held.epoch, intent))
         except UNREACHABLE:
             # The commit may have gone through: what follows says that it was never sent.
             return replace(run, journalled=True, outcome=Snoozed(timedelta(seconds=1), WaitReason.DISPATCH))
         if not accepted:
-            return run.ended(Snoozed(timedelta(0), WaitReason.LOST_LEASE))
+            # The epoch may have been raised by one who did not live to put the counters in place.
+            with contextlib.suppress(DispatchUnavailable, *UNREACHABLE):
+                await self._budgets.check_epoch()
+            return run.ended(Snoozed(_PAUSE, WaitReason.LOST_LEASE))
         return replace(run, journalled=True)
+
+    async def _written(self, entry: _Entry) -> bool:
+        # An intent that is on its way when the run is interrupted is waited for: it must not
+        # arrive after it was concluded.
+        writing = asyncio.ensure_future(self._intents.submit(entry))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            while not writing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([writing])
+            if not writing.cancelled():
+                writing.exception()
+            raise
 
     async def _write(self, batch: Sequence[_Entry]) -> Sequence[bool]:
         accepted: set[object] = set()

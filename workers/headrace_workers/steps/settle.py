@@ -26,17 +26,19 @@ from headrace_workers.execution import Again, Run
 from headrace_workers.finisher import REJECTED, Finish, Finisher
 from headrace_workers.replies import Answered, Refused, Unknown
 from headrace_workers.retrying import decide
+from headrace_workers.telemetry import Metrics
 
 _NO_CALL = Failure(ErrorClass.INTERNAL, "the run ended without a call")
 
 
 class Settle:
-    def __init__(self, finisher: Finisher, configured: Configured) -> None:
+    def __init__(self, finisher: Finisher, configured: Configured, metrics: Metrics) -> None:
         self._finisher = finisher
         self._configured = configured
+        self._metrics = metrics
 
-    async def __call__(self, run: Run) -> Again | None:
-        """Return how the run goes on, or None when it is over."""
+    async def __call__(self, run: Run) -> Again | Outcome:
+        """Return how the run goes on, or how it ended."""
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
         goes_on = isinstance(outcome, Retry) and outcome.delay <= self._configured.now.retries.slot_wait
@@ -47,12 +49,33 @@ class Settle:
             settlement=_settlement(run),
             end=None if goes_on else _end(run, outcome, attempts),
         )
+        self._count(run, finish)
         try:
-            await self._finisher.submit(finish)
+            owned = await self._finisher.submit(finish)
         except REJECTED as error:
-            await self._finisher.submit(_without_content(run, finish, type(error).__name__))
-            return None
-        return Again(run.again(attempts), outcome.delay) if goes_on and isinstance(outcome, Retry) else None
+            reduced, ended = _without_content(run, finish, type(error).__name__)
+            await self._finisher.submit(reduced)
+            return ended
+        if not owned:
+            self._metrics.fenced_writes()
+        if goes_on and isinstance(outcome, Retry):
+            self._metrics.retried(outcome.failure.error_class)
+            return Again(run.again(attempts), outcome.delay)
+        return outcome
+
+    def _count(self, run: Run, finish: Finish) -> None:
+        conclusion = finish.conclusion
+        if conclusion is None or run.target is None:
+            return
+        usage = conclusion.usage if conclusion.state == "answered" else None
+        self._metrics.call_ended(
+            run.target,
+            run.job.endpoint,
+            latency=conclusion.latency,
+            usage=usage,
+            error_class=conclusion.error_class,
+        )
+        self._metrics.spent(run.target, run.job.queue.tenant, conclusion.cost, conclusion.suspense)
 
     def _outcome(self, run: Run) -> Outcome:
         match run.outcome:
@@ -82,16 +105,18 @@ class Settle:
         )
 
 
-def _without_content(run: Run, finish: Finish, error: str) -> Finish:
+def _without_content(run: Run, finish: Finish, error: str) -> tuple[Finish, Failed]:
     """Return what can be written of a run whose answer the store refuses: its bill and its end."""
     failure = Failure(ErrorClass.INTERNAL, f"the store refused what came of this run ({error})")
     attempts = run.attempts + 1
-    return replace(
+    ended = Failed(failure)
+    reduced = replace(
         finish,
         conclusion=replace(finish.conclusion, answer=b"", request_id=None) if finish.conclusion else None,
         attempt=_failed_attempt(run, attempts, None, "failed", failure),
-        end=RunEnd(run.job.id, run.job.run, Failed(failure), attempts),
+        end=RunEnd(run.job.id, run.job.run, ended, attempts),
     )
+    return reduced, ended
 
 
 def _conclusion(run: Run) -> Conclusion | None:
@@ -183,5 +208,7 @@ def _failed_attempt(
 
 
 def _end(run: Run, outcome: Outcome, attempts: int) -> RunEnd:
-    result = run.call if isinstance(outcome, Succeeded) else None
+    result = None
+    if isinstance(outcome, Succeeded):
+        result = run.job.answer or (run.job.run, run.call)
     return RunEnd(run.job.id, run.job.run, outcome, attempts, result)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from typing import assert_never
 
@@ -24,6 +25,8 @@ from headrace_shared.store.deliveries import (
     record_attempts,
 )
 from headrace_shared.store.pool import Database
+from headrace_shared.telemetry import CallbackSpan, callback_span
+from headrace_workers.telemetry import Metrics
 from headrace_workers.webhooks.sender import Delivered, Failed, Gone, Outcome, Sender
 
 MAX_RETRY_AFTER = timedelta(hours=24)
@@ -51,6 +54,7 @@ class Deliverer:
         database: its outages are waited out.
         sender: None when there is no signing secret: deliveries then stay pending.
         policy: when to try again, and how often.
+        metrics: counts the attempts.
         doorbell: set by whoever knows of a new delivery; without it, `poll` finds it.
         concurrency: attempts in flight.
         per_receiver: attempts in flight to one host and port, so that a slow one holds up no other.
@@ -66,6 +70,7 @@ class Deliverer:
         policy: WebhookPolicy,
         *,
         doorbell: asyncio.Event | None = None,
+        metrics: Metrics | None = None,
         concurrency: int = 200,
         per_receiver: int = 5,
         poll: timedelta = timedelta(seconds=1),
@@ -75,6 +80,7 @@ class Deliverer:
         self._sender = sender
         self._policy = policy
         self._doorbell = doorbell or asyncio.Event()
+        self._metrics = metrics or Metrics(enabled=False)
         self._concurrency = concurrency
         self._per_receiver = per_receiver
         self._poll = poll.total_seconds()
@@ -158,8 +164,11 @@ class Deliverer:
 
     async def _attempt(self, sender: Sender, delivery: ClaimedDelivery) -> AttemptRecord:
         began = asyncio.get_running_loop().time()
-        outcome = await sender.send(delivery)
+        with callback_span(delivery) as span:
+            outcome = await sender.send(replace(delivery, traceparent=span.traceparent))
+            _describe(outcome, span)
         duration = timedelta(seconds=asyncio.get_running_loop().time() - began)
+        self._metrics.callback_ended(_name(outcome), duration)
         return conclude(delivery, outcome, duration, self._policy.schedule)
 
     def _ended(self, task: asyncio.Task[AttemptRecord]) -> None:
@@ -186,6 +195,26 @@ class Deliverer:
                 await self._record()
         except _STORE_ERRORS as error:
             _logger.warning("%d attempts of callbacks were not recorded: %s", len(self._made), error)
+
+
+def _name(outcome: Outcome) -> str:
+    match outcome:
+        case Delivered():
+            return "delivered"
+        case Gone():
+            return "gone"
+        case Failed(error_class):
+            return error_class
+
+
+def _describe(outcome: Outcome, span: CallbackSpan) -> None:
+    match outcome:
+        case Delivered(status):
+            span.answered(status)
+        case Gone(status):
+            span.failed("gone", status=status)
+        case Failed(error_class, status):
+            span.failed(error_class, status=status)
 
 
 def conclude(

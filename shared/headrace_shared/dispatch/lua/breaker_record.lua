@@ -1,18 +1,21 @@
 -- Count what calls came to, and say how the breaker stands for everybody.
--- KEYS[1]: the breaker's hash: state, reopen_at, probe, probe_until, `ok:<n>` and `bad:<n>` of the
---          last ten slices of its window
+-- KEYS[1]: the breaker's hash: state, reopen_at, probe, probe_until, `ok:<ms>` and `bad:<ms>` of the
+--          slices of its window, by the millisecond each begins
 -- ARGV: window in ms, successes, failures
 -- Returns {state, ms until a probe may go, successes, failures in the window}
-local now, slice = now_ms(), tonumber(ARGV[1]) / 10
-local present = math.floor(now / slice)
-if tonumber(ARGV[2]) > 0 then redis.call('HINCRBY', KEYS[1], 'ok:' .. present, ARGV[2]) end
-if tonumber(ARGV[3]) > 0 then redis.call('HINCRBY', KEYS[1], 'bad:' .. present, ARGV[3]) end
+local now, window = now_ms(), tonumber(ARGV[1])
+local slice = math.max(1, math.floor(window / 10))
+local present = string.format('%.0f', math.floor(now / slice) * slice)
+local answered, failed = tonumber(ARGV[2]), tonumber(ARGV[3])
+if answered > 0 then redis.call('HINCRBY', KEYS[1], 'ok:' .. present, answered) end
+if failed > 0 then redis.call('HINCRBY', KEYS[1], 'bad:' .. present, failed) end
 local total, fields = {ok = 0, bad = 0}, redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
-    local kind, number = string.match(fields[i], '^(%a+):(%d+)$')
-    if kind and tonumber(number) > present - 10 then
+    local kind, begun = string.match(fields[i], '^(%a+):(%d+)$')
+    if total[kind] and tonumber(begun) > now - window then
         total[kind] = total[kind] + tonumber(fields[i + 1])
-    elseif kind then
+    elseif kind and answered + failed > 0 then
+        -- Who only looks may look at another window, and takes nothing away.
         redis.call('HDEL', KEYS[1], fields[i])
     end
 end

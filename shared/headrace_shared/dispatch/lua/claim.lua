@@ -81,7 +81,8 @@ for _, lane in ipairs(lanes) do
     active = active + redis.call('ZCARD', ACTIVE .. lane)
 end
 local quantum = active > 0 and math.max(1, math.floor(slots / (4 * active))) or 1
-if active == 1 then quantum = math.min(slots, 1000) end
+if active == 1 then quantum = slots end
+quantum = math.min(quantum, 1000)
 
 local result, index, exhausted = {-1}, {}, {}
 while slots > 0 do
@@ -100,8 +101,11 @@ while slots > 0 do
             park(queue, lane, gates.closed)
         else
             local want = gates.probe and 1 or math.min(quantum, slots)
-            local ids = redis.call('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
-            if #ids == 0 then
+            local ids = redis.pcall('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
+            if ids.err then
+                -- Somebody else's key under our name: nothing in it can be claimed.
+                redis.call('ZREM', ACTIVE .. lane, queue)
+            elseif #ids == 0 then
                 rest(queue, lane)
             else
                 local leases = {}

@@ -2,7 +2,7 @@
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: epoch, lease in ms, then hold id, amount, scopes joined by newlines, ...
 -- Returns 'STALE' when the counters are of another epoch or a window has turned, else for each
--- {1, ms of the hold} or {0, scope, window kind, missing, held by others, ms until the window ends, policy}.
+-- {1, ms of the hold} or {0, scope, window kind, limit, missing, held by others, ms until the window ends, policy}.
 local epoch, lease, now = ARGV[1], tonumber(ARGV[2]), now_ms()
 local money = {}
 local function setting(field)
@@ -40,7 +40,7 @@ local function refusal(amount, found)
         local missing = count(c.name, 'settled') + count(c.name, 'suspense') + held + amount - c.limit
         if missing > 0 then
             local ends = setting('end|' .. c.kind)
-            return {0, c.scope, c.kind, missing, held, ends and tonumber(ends) - now or -1,
+            return {0, c.scope, c.kind, c.limit, missing, held, ends and tonumber(ends) - now or -1,
                     setting('policy|' .. c.scope .. '|' .. c.kind)}
         end
     end

@@ -27,3 +27,13 @@ local function activate(queue)
     local floor = redis.call('HGET', LANES, 'floor:' .. lane) or '0'
     redis.call('ZADD', ACTIVE .. lane, 'NX', floor, queue)
 end
+
+-- Every parked queue is looked at again: another gate may still keep it out.
+local function unpark()
+    for _, queue in ipairs(redis.call('SMEMBERS', PARKED)) do
+        redis.call('ZREM', WAITING, queue)
+        activate(queue)
+        ring(BELL .. lane_of(queue))
+    end
+    redis.call('DEL', PARKED)
+end

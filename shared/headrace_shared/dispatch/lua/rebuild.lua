@@ -31,4 +31,10 @@ each(function(id, record)
     redis.call('ZADD', HOLD_LEASES, now + lease, id)
 end)
 redis.call('HSET', MONEY, 'run_id', ARGV[2], 'epoch', ARGV[1])
+-- What had no room before may have it now: a limit was raised, a window has turned.
+local gates = redis.call('HKEYS', GATES)
+for _, gate in ipairs(gates) do
+    if string.match(gate, '|budget$') then redis.call('HDEL', GATES, gate) end
+end
+if #gates > 0 then unpark() end
 return 'OK'

@@ -18,7 +18,7 @@ for i = 2, #ARGV, 3 do
             end
         end
         redis.call('HDEL', HOLDS, ARGV[i])
-        redis.call('ZREM', HOLD_LEASES, ARGV[i])
     end
+    redis.call('ZREM', HOLD_LEASES, ARGV[i])
 end
 return 'OK'

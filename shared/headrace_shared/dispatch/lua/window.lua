@@ -1,11 +1,14 @@
--- How many ids of each queue are due in its window; whoever asks is about to feed it.
+-- How many ids of each queue are due in its window; whoever asks feeds those that are not half full.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
--- ARGV: queue, ...
-local now = now_ms()
+-- ARGV: window, queue, ...
+local now, window = now_ms(), tonumber(ARGV[1])
 local due = {}
-for i, queue in ipairs(ARGV) do
-    due[i] = redis.call('ZCOUNT', Q .. queue, '-inf', now)
-    redis.call('SREM', HUNGRY, queue)
-    redis.call('SREM', DEEP, queue)
+for i = 2, #ARGV do
+    local queue = ARGV[i]
+    due[i - 1] = redis.call('ZCOUNT', Q .. queue, '-inf', now)
+    if due[i - 1] < window / 2 then
+        redis.call('SREM', HUNGRY, queue)
+        redis.call('SREM', DEEP, queue)
+    end
 end
 return due

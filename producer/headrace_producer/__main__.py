@@ -1,0 +1,3 @@
+from headrace_producer.cli import main
+
+main()

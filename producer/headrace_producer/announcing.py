@@ -1,0 +1,45 @@
+"""Redis is told about jobs that Postgres has already, as well as it can be told."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from datetime import timedelta
+
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
+from headrace_shared.errors import DispatchError
+
+_PATIENCE_SECONDS = 2.0
+_PAUSE_SECONDS = 1.0
+"""A Redis that was away just now is not asked again for so long: the feeder finds the jobs anyway."""
+
+logger = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Puts new jobs into the dispatch and takes ended ones out; nothing depends on its success."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+        self._away_until = 0.0
+
+    async def enqueued(self, entries: Sequence[tuple[Entry, timedelta]]) -> None:
+        if entries and not self._is_away():
+            await self._try(self._dispatch.push(entries))
+
+    async def ended(self, entries: Sequence[Entry]) -> None:
+        if entries and not self._is_away():
+            await self._try(self._dispatch.finish([(entry, None) for entry in entries]))
+
+    def _is_away(self) -> bool:
+        return asyncio.get_running_loop().time() < self._away_until
+
+    async def _try(self, telling: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await telling
+        except (DispatchError, TimeoutError) as error:
+            if not self._away_until:
+                logger.warning("Redis is not told of new jobs, workers find them later: %s", error)
+            self._away_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+        else:
+            self._away_until = 0.0

@@ -1,0 +1,212 @@
+"""A file becomes a batch: checked and quoted, enqueued, waited for; the same content only once."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from headrace_producer.batch.files import BatchFile
+from headrace_producer.batch.following import Standing, follow, standing
+from headrace_producer.batch.lines import Format
+from headrace_producer.batch.progress import View, facts_of
+from headrace_producer.batch.quote import Quote
+from headrace_producer.batch.saving import LineSaver, Purpose, read_chunks
+from headrace_producer.batch.survey import Survey, survey_file
+from headrace_producer.connections import Connections
+from headrace_producer.console import count, dollars
+from headrace_producer.in_force import InForce, Snapshot
+from headrace_shared.errors import InvalidInput, InvalidRequest
+from headrace_shared.ids import BatchId, Tenant
+from headrace_shared.money import NanoUSD
+from headrace_shared.store import batches
+from headrace_shared.webhooks import check_url
+
+NO_SAMPLE: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What is to be done with a file."""
+
+    path: Path
+    form: Format
+    tenant: Tenant
+    lane: str = "batch"
+    webhook: str | None = None
+    max_cost: NanoUSD | None = None
+    """The most that its answers may cost; a file that could cost more is refused."""
+    sample: int = 0
+    """Requests to run, chosen at random; 0 is all of them."""
+    again: bool = False
+    """Make a new batch where the content was submitted before."""
+    wait: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """How a batch stands when its submission returns."""
+
+    batch_id: BatchId
+    created: bool
+    total: int
+    enqueued: int
+    """By this submission; what was there before is not in it."""
+    standing: Standing
+    quote: Quote | None
+    """None: the batch was enqueued before, and was not read again."""
+
+    @property
+    def finished(self) -> bool:
+        return self.standing.progress.ended >= self.total
+
+
+class Interrupted(Exception):
+    """The caller was interrupted; what is enqueued goes on."""
+
+    def __init__(self, batch_id: BatchId, *, complete: bool) -> None:
+        super().__init__(str(batch_id))
+        self.batch_id = batch_id
+        self.complete = complete
+
+
+async def quote_file(submission: Submission, snapshot: Snapshot) -> Quote:
+    """Check a file and say what it would cost; nothing is enqueued.
+
+    Raises:
+        InvalidBatchFile: with every bad line.
+
+    """
+    with BatchFile(submission.path) as file:
+        return (await survey_file(file, submission.form, snapshot)).quote
+
+
+class Submitter:
+    """Submits files through one pair of servers."""
+
+    def __init__(self, connections: Connections, view: View) -> None:
+        self._connections = connections
+        self._in_force = InForce(connections.pool)
+        self._view = view
+
+    async def submit(self, submission: Submission) -> Submitted:
+        """Enqueue what is not enqueued yet, and wait for it if that was asked for.
+
+        Raises:
+            InvalidBatchFile: with every bad line; nothing was enqueued.
+            InvalidInput: the file, an option, or what it could cost; nothing was enqueued.
+            Interrupted: by a cancellation, after something was enqueued.
+
+        """
+        with BatchFile(submission.path) as file:
+            digest = file.digest(*submission.form.settings)
+            known = await self._find(submission, digest)
+            if known is not None and known.enqueued >= known.batch.total:
+                opened = batches.OpenedBatch(known.batch.id, created=False)
+                return await self._finish(submission, opened, known.batch.total, 0, None)
+            survey = await self._survey(submission, file, digest)
+            opened = await batches.open_batch(
+                self._connections.pool,
+                submission.tenant,
+                digest,
+                name=file.name,
+                total=survey.total,
+                again=submission.again,
+            )
+            try:
+                enqueued = await self._enqueue(submission, file, opened.id, survey)
+            except asyncio.CancelledError:
+                raise Interrupted(opened.id, complete=False) from None
+        return await self._finish(submission, opened, survey.total, enqueued, survey.quote)
+
+    async def _find(self, submission: Submission, digest: bytes) -> "_Known | None":
+        if submission.again:
+            return None
+        pool = self._connections.pool
+        batch = await batches.find_batch(pool, submission.tenant, digest)
+        if batch is None:
+            return None
+        known = _Known(batch, (await batches.batch_progress(pool, batch.id)).enqueued)
+        retention = (await self._in_force.now()).configuration.defaults.retention
+        if known.enqueued < batch.total and batch.created_at + retention < datetime.now(UTC):
+            raise InvalidInput(
+                reason=f"{submission.path} was submitted on {batch.created_at:%Y-%m-%d}, and its results "
+                "are no longer kept: --again makes a new batch of it."
+            )
+        return known
+
+    async def _survey(self, submission: Submission, file: BatchFile, digest: bytes) -> Survey:
+        snapshot = await self._in_force.now()
+        if submission.lane not in snapshot.configuration.lanes:
+            known = ", ".join(snapshot.configuration.lanes)
+            raise InvalidRequest(field="lane", reason=f"{submission.lane!r} is not one of {known}")
+        if submission.webhook is not None:
+            settings = self._connections.settings
+            check_url(
+                submission.webhook,
+                allow_http=settings.webhook_allow_http,
+                allowed_networks=settings.webhook_allowed_networks,
+            )
+        self._view.tell(f"Checking {file.path} ...")
+        survey = await survey_file(file, submission.form, snapshot, sample=submission.sample, seed=digest)
+        check_cost(submission, survey.quote)
+        return survey
+
+    async def _enqueue(
+        self, submission: Submission, file: BatchFile, batch_id: BatchId, survey: Survey
+    ) -> int:
+        purpose = Purpose(batch_id, submission.tenant, submission.lane, submission.webhook)
+        saver = LineSaver(self._connections, self._in_force, purpose)
+        chosen = survey.sample if submission.sample else NO_SAMPLE
+        total = len(chosen) or survey.total
+        done = enqueued = 0
+        for chunk in read_chunks(file, submission.form, await self._in_force.now(), chosen):
+            enqueued += await saver.save(chunk)
+            done += len(chunk)
+            self._view.show("Enqueued", done, total)
+        return enqueued
+
+    async def _finish(
+        self,
+        submission: Submission,
+        opened: batches.OpenedBatch,
+        total: int,
+        enqueued: int,
+        quote: Quote | None,
+    ) -> Submitted:
+        try:
+            now = await standing(self._connections, opened.id, total)
+            if submission.wait or submission.sample:
+                target = now.progress.enqueued if submission.sample else total
+                now = await self._wait(opened.id, target, now)
+        except asyncio.CancelledError:
+            raise Interrupted(opened.id, complete=not submission.sample) from None
+        return Submitted(opened.id, opened.created, total, enqueued, now, quote)
+
+    async def _wait(self, batch_id: BatchId, target: int, before: Standing) -> Standing:
+        now = before
+        if now.progress.ended >= target:
+            return now
+        async for now in follow(self._connections, batch_id, target, self._view.tell):
+            self._view.show("Done", now.progress.ended, target, facts_of(now))
+        return now
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    batch: batches.Batch
+    enqueued: int
+
+
+def check_cost(submission: Submission, quote: Quote) -> None:
+    """Refuse a file that could cost more than its ceiling.
+
+    Raises:
+        InvalidInput: it could; the sentence has both figures.
+
+    """
+    if submission.max_cost is not None and quote.most > submission.max_cost:
+        raise InvalidInput(
+            reason=f"{submission.path} could cost up to {dollars(quote.most)} (about "
+            f"{dollars(quote.expected)} is expected for {count(quote.requests, 'request')}), which is more "
+            f"than --max-cost {dollars(submission.max_cost)}: nothing was enqueued."
+        )

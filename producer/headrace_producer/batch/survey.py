@@ -1,0 +1,71 @@
+"""The first reading of a file: every bad line is found, and the whole is quoted, before anything is saved."""
+
+import asyncio
+import random
+from dataclasses import dataclass
+
+from headrace_producer.batch.files import BatchFile
+from headrace_producer.batch.lines import BadLine, Format, read_requests
+from headrace_producer.batch.quote import Quote, Quoter
+from headrace_producer.in_force import Snapshot
+from headrace_shared.errors import InvalidBatchFile, InvalidInput
+
+_TURN = 200
+"""Lines that are checked before other tasks have their turn (about 10 ms)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    quote: Quote
+    sample: frozenset[int]
+    """Lines, chosen at random but the same each time; empty when none were asked for."""
+
+    @property
+    def total(self) -> int:
+        return self.quote.requests
+
+
+async def survey_file(
+    file: BatchFile, form: Format, snapshot: Snapshot, *, sample: int = 0, seed: bytes = b""
+) -> Survey:
+    """Check every line of a file and quote it.
+
+    Raises:
+        InvalidBatchFile: with every bad line.
+        InvalidInput: the file has no requests.
+
+    """
+    quoter = Quoter(snapshot)
+    chosen = _Sample(sample, seed)
+    problems: list[tuple[int, str]] = []
+    for index, found in enumerate(read_requests(file, form, snapshot)):
+        if index % _TURN == 0:
+            await asyncio.sleep(0)
+        if isinstance(found, BadLine):
+            problems.append((found.line, found.reason))
+        elif not problems:
+            quoter.add(found)
+            chosen.offer(found.line)
+    if problems:
+        raise InvalidBatchFile(path=str(file.path), problems=problems)
+    quote = quoter.quote()
+    if not quote.requests:
+        raise InvalidInput(reason=f"{file.path} has no requests in it.")
+    return Survey(quote, frozenset(chosen.lines))
+
+
+class _Sample:
+    """So many of all that are offered, each as likely as the others."""
+
+    def __init__(self, size: int, seed: bytes) -> None:
+        self._size = size
+        self._random = random.Random(seed)  # noqa: S311 - a sample is no secret
+        self._offered = 0
+        self.lines: list[int] = []
+
+    def offer(self, line: int) -> None:
+        self._offered += 1
+        if len(self.lines) < self._size:
+            self.lines.append(line)
+        elif self._size and (place := self._random.randrange(self._offered)) < self._size:
+            self.lines[place] = line

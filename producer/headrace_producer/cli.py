@@ -1,0 +1,136 @@
+"""The command `headrace`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+import asyncpg
+import typer
+
+from headrace_producer.commands import budgets, config
+from headrace_producer.commands.jobs import cancel, result, status
+from headrace_producer.commands.migrate import migrate
+from headrace_producer.commands.submit import submit
+from headrace_producer.commands.up import up
+from headrace_producer.commands.usage import usage
+from headrace_producer.console import plain
+from headrace_shared.errors import (
+    HeadraceError,
+    InvalidBatchFile,
+    JobFailed,
+    MissingExtra,
+    ResultTimeout,
+    StoreError,
+)
+from headrace_shared.store.pool import UNREACHABLE
+
+COMMANDS = "headrace.commands"
+"""The entry-point group through which other parts add commands; each is a function or a Typer app."""
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_EXTRAS = {"headrace_workers": "worker", "headrace_shared": "embedded"}
+
+
+def main() -> None:
+    """Run the command line; the process ends with what `run` returns."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has seen enough; the interpreter must not try it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        0: all went well. 1: some of it failed. 2: bad input or configuration, in one sentence
+        on standard error. 130: interrupted.
+
+    """
+    given = list(arguments) or ["--help"]
+    try:
+        code: object = build(given)(given, prog_name="headrace", standalone_mode=False)
+    except typer.TyperException as error:
+        return _refuse(
+            given, " ".join(error.format_message().split()), f" (see 'headrace {_path(given)}--help')"
+        )
+    except HeadraceError as error:
+        return _explain(given, error)
+    except (*UNREACHABLE, asyncpg.PostgresError) as error:
+        return _explain(given, _of_the_store(error))
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """Put the commands together; those of other parts only when they are asked for, or for help."""
+    app = typer.Typer(
+        help="Feed AI jobs to model providers: within budgets and limits, none lost, none paid twice.",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for command in (submit, status, result, cancel, up, migrate, usage):
+        app.command()(command)
+    app.add_typer(budgets.app, name="budgets")
+    app.add_typer(config.app, name="config")
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for entry in sorted(entry_points(group=COMMANDS)):
+        if asked in (None, entry.name):
+            _add(app, entry)
+    return app
+
+
+def _add(app: typer.Typer, entry: EntryPoint) -> None:
+    try:
+        loaded: object = entry.load()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(entry.module.partition(".")[0], entry.module)
+        loaded = _missing(entry.name, extra, error)
+    if isinstance(loaded, typer.Typer):
+        app.add_typer(loaded, name=entry.name)
+    elif callable(loaded):
+        app.command(entry.name)(cast("Callable[..., object]", loaded))
+
+
+def _missing(name: str, extra: str, error: ModuleNotFoundError) -> Callable[[], None]:
+    def refuse() -> None:
+        raise MissingExtra(feature=f"'headrace {name}'", extra=extra) from error
+
+    refuse.__doc__ = f'Needs pip install "headrace[{extra}]".'
+    return refuse
+
+
+def _explain(arguments: Sequence[str], error: HeadraceError) -> int:
+    if isinstance(error, InvalidBatchFile):
+        for line, reason in error.problems:
+            typer.echo(plain(f"{error.path}:{line}: {reason}"), err=True)
+    _refuse(arguments, error.message)
+    return FAILED if isinstance(error, JobFailed | ResultTimeout) else BAD_INPUT
+
+
+def _of_the_store(error: BaseException) -> HeadraceError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return StoreError(reason=f"PostgreSQL failed: {lines[0]}.")
+
+
+def _refuse(arguments: Sequence[str], sentence: str, hint: str = "") -> int:
+    typer.echo(plain(f"headrace: {sentence}{hint}"), err=True)
+    if "--json" in arguments:
+        typer.echo(json.dumps({"error": sentence}))
+    return BAD_INPUT
+
+
+def _path(arguments: Sequence[str]) -> str:
+    words = [argument for argument in arguments[:1] if not argument.startswith("-")]
+    return "".join(f"{word} " for word in words)

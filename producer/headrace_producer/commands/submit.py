@@ -1,0 +1,208 @@
+"""`headrace submit`: a file of requests becomes a batch."""
+
+import asyncio
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace_producer.batch.lines import Format, OpenAILines
+from headrace_producer.batch.output import check_paths
+from headrace_producer.batch.progress import Progressing
+from headrace_producer.batch.quote import Quote
+from headrace_producer.batch.submit import (
+    Interrupted,
+    Submission,
+    Submitted,
+    Submitter,
+    check_cost,
+    quote_file,
+)
+from headrace_producer.batch.templates import Template
+from headrace_producer.checking import check_tenant
+from headrace_producer.commands.delivery import deliver, ending_of, summary_of
+from headrace_producer.commands.options import AsJson, TenantName
+from headrace_producer.connections import Connections, open_connections
+from headrace_producer.console import Console, count, dollars
+from headrace_producer.in_force import Snapshot, read_snapshot
+from headrace_shared.configuration import Configuration
+from headrace_shared.errors import InvalidInput, MissingSetting
+from headrace_shared.money import NanoUSD, parse_usd
+from headrace_shared.prices import PriceBook
+from headrace_shared.settings import load_settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    output: Path | None
+    errors: Path | None
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format; - is standard input.")],
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when every request is done.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where answers are written.")] = None,
+    errors: Annotated[Path | None, typer.Option("--errors", help="Where failures are written.")] = None,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="DOLLARS", help="Refuse a file whose answers could cost more.")
+    ] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Called when a job has ended.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and quote the file, nothing else.")
+    ] = False,
+    sample: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Run N requests at random, and quote the rest by them.")
+    ] = 0,
+    again: Annotated[
+        bool, typer.Option("--again", help="Run a file anew that was submitted before.")
+    ] = False,
+    lane: Annotated[str, typer.Option(help="The lane its jobs wait in.")] = "batch",
+    tenant: TenantName = "default",
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='Prompt for each record of a CSV or JSONL: "Sum up: {text}".'),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model of a template's requests.")] = None,
+    id_field: Annotated[
+        str | None, typer.Option(help="The field of a record that becomes its custom_id.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a file of requests: checked as a whole, enqueued once, resumed where it was left."""
+    console = Console(as_json)
+    check_paths(file, output, errors)
+    submission = Submission(
+        path=file,
+        form=_format(file, template, model, id_field),
+        tenant=check_tenant(tenant),
+        lane=lane,
+        webhook=webhook,
+        max_cost=None if max_cost is None else parse_usd(max_cost),
+        sample=sample,
+        again=again,
+        wait=wait,
+    )
+    if dry_run:
+        asyncio.run(_quote(console, submission))
+        return
+    raise typer.Exit(asyncio.run(_submit(console, submission, _Targets(output, errors))))
+
+
+def _format(file: Path, template: str | None, model: str | None, id_field: str | None) -> Format:
+    if template is not None:
+        if model is None:
+            raise InvalidInput(reason="--template needs --model.")
+        return Template(template, model=model, id_field=id_field)
+    if model is not None or id_field is not None:
+        raise InvalidInput(reason="--model and --id-field belong to --template.")
+    if file.suffix.lower() in (".csv", ".tsv"):
+        raise InvalidInput(
+            reason=f'{file} holds plain records: give --template "... {{field}} ..." and --model.'
+        )
+    return OpenAILines()
+
+
+async def _quote(console: Console, submission: Submission) -> None:
+    quote = await quote_file(submission, await _present_snapshot(console))
+    _say_quote(console, submission, quote)
+    check_cost(submission, quote)
+    console.conclude(
+        {"batch_id": None, "total": quote.requests, "succeeded": 0, "failed": 0, "cost_nano_usd": 0}
+        | {"quote": asdict(quote)}
+    )
+
+
+async def _present_snapshot(console: Console) -> Snapshot:
+    try:
+        async with open_connections(load_settings()) as connections:
+            return await read_snapshot(connections.pool)
+    except MissingSetting:
+        console.note("No servers are named or running here: quoted by the built-in configuration.")
+        configuration = Configuration.default()
+        return Snapshot(0, configuration, PriceBook(configuration))
+
+
+def _say_quote(console: Console, submission: Submission, quote: Quote) -> None:
+    console.say(f"{submission.path}: {count(quote.requests, 'request')}")
+    console.say(
+        f"  at most   {dollars(quote.most):>12}   "
+        f"{quote.most_input_tokens:,} tokens in, {quote.most_output_tokens:,} out"
+    )
+    console.say(
+        f"  expected  {dollars(quote.expected):>12}   "
+        f"{quote.expected_input_tokens:,} tokens in, {quote.expected_output_tokens:,} out"
+    )
+
+
+async def _submit(console: Console, submission: Submission, targets: _Targets) -> int:
+    async with open_connections(load_settings()) as connections:
+        with Progressing() as view:
+            try:
+                submitted = await Submitter(connections, view).submit(submission)
+            except Interrupted as interruption:
+                view.tell(_how_to_come_back(interruption))
+                raise KeyboardInterrupt from None
+        await _report(console, connections, submission, submitted, targets)
+    console.conclude(_summary(submission, submitted))
+    return 1 if submitted.standing.progress.failed else 0
+
+
+def _how_to_come_back(interruption: Interrupted) -> str:
+    if not interruption.complete:
+        return "Interrupted. What is enqueued goes on; the same command enqueues the rest."
+    return (
+        "Interrupted. The jobs go on; come back with the same command, or with "
+        f"'headrace status {interruption.batch_id}'."
+    )
+
+
+async def _report(
+    console: Console,
+    connections: Connections,
+    submission: Submission,
+    submitted: Submitted,
+    targets: _Targets,
+) -> None:
+    standing = submitted.standing
+    if submission.sample:
+        _say_sample(console, submitted)
+    elif submitted.finished:
+        console.note(ending_of(submitted.batch_id, submitted.total, standing.progress, standing.cost))
+    else:
+        console.note(
+            f"Batch {submitted.batch_id}: {count(submitted.enqueued, 'request')} enqueued of "
+            f"{submitted.total:,}, {standing.progress.ended:,} done. Follow it with 'headrace status "
+            f"{submitted.batch_id}', or run the same command with --wait."
+        )
+        console.say(str(submitted.batch_id))
+    if submitted.finished or submission.sample:
+        await deliver(console, connections, submitted.batch_id, targets.output, targets.errors)
+    elif targets.output or targets.errors:
+        console.note("Results are written when all is done: run the same command again then, or with --wait.")
+
+
+def _say_sample(console: Console, submitted: Submitted) -> None:
+    standing = submitted.standing
+    ran = standing.progress.ended
+    left = submitted.total - ran
+    console.note(ending_of(submitted.batch_id, ran, standing.progress, standing.cost))
+    console.say(
+        f"The other {count(left, 'request')} would cost about {dollars(_rest(submitted))} at this rate; "
+        f"the same command without --sample runs them."
+    )
+
+
+def _rest(submitted: Submitted) -> NanoUSD:
+    """What the requests that have not run would cost if they cost what the others did."""
+    ran = submitted.standing.progress.ended
+    return NanoUSD(-(-submitted.standing.cost.cost * (submitted.total - ran) // max(ran, 1)))
+
+
+def _summary(submission: Submission, submitted: Submitted) -> dict[str, object]:
+    summary = summary_of(submitted.batch_id, submitted.total, submitted.standing)
+    summary["created"] = submitted.created
+    if submission.sample:
+        summary["rest_expected_nano_usd"] = _rest(submitted)
+    return summary

@@ -1,0 +1,143 @@
+"""`headrace up`: servers, schema and workers in one terminal, for a laptop."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace_producer.commands.options import AsJson
+from headrace_producer.console import Console, count
+from headrace_producer.servers import own_servers
+from headrace_shared.embedded import EmbeddedServers
+from headrace_shared.errors import InvalidConfiguration
+from headrace_shared.settings import Settings, load_settings
+
+WORKER = (sys.executable, "-P", "-m", "headrace_producer", "worker")
+
+_BAD_CONFIGURATION = 2
+_GRACE_SECONDS = 10.0
+"""On top of what a worker takes to let its jobs end."""
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+
+
+def up(
+    *,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Worker processes.")] = 1,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Jobs each runs at a time.")
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="Where .headrace/ is kept.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Start PostgreSQL, Valkey and workers here until Ctrl-C; the data stays in .headrace/."""
+    settings = load_settings()
+    for name, url in (("POSTGRES", settings.postgres_url), ("REDIS", settings.redis_url)):
+        if url:
+            raise InvalidConfiguration(
+                where=f"HEADRACE_{name}_URL",
+                reason="is set, but 'headrace up' starts servers of its own: unset it, "
+                "or use 'headrace migrate' and 'headrace worker'",
+            )
+    raise typer.Exit(asyncio.run(_up(Console(as_json), settings, workers, concurrency, directory)))
+
+
+async def _up(
+    console: Console, settings: Settings, workers: int, concurrency: int | None, directory: Path
+) -> int:
+    async with own_servers(directory) as servers:
+        environment = dict(os.environ) | {
+            "HEADRACE_POSTGRES_URL": servers.postgres_url,
+            "HEADRACE_REDIS_URL": servers.redis_url,
+        }
+        command = [*WORKER, *(["--concurrency", str(concurrency)] if concurrency else [])]
+        crew = Crew(console, command, environment, settings.drain.total_seconds() + _GRACE_SECONDS)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, crew.stop)
+        _announce(console, servers, workers, directory)
+        code = await crew.work(workers)
+        console.note("Stopped." if not code else "Stopped: a worker cannot run.")
+        return code
+
+
+def _announce(console: Console, servers: EmbeddedServers, workers: int, directory: Path) -> None:
+    console.say(f"PostgreSQL  {servers.postgres_url}")
+    console.say(f"Valkey      {servers.redis_url}")
+    console.say(f"Workers     {count(workers, 'process', 'processes')}")
+    console.say(f"Submit from another terminal in {directory.resolve()}, or below it:")
+    console.say("  headrace submit requests.jsonl --wait -o results.jsonl")
+    console.say("Ctrl-C stops it; the data stays in .headrace/.")
+    console.conclude({"postgres_url": servers.postgres_url, "redis_url": servers.redis_url})
+    sys.stdout.flush()
+
+
+class Crew:
+    """Worker processes: one that dies is replaced, one that is told it cannot run ends them all."""
+
+    def __init__(
+        self, console: Console, command: list[str], environment: Mapping[str, str], grace_seconds: float
+    ) -> None:
+        self._console = console
+        self._command = command
+        self._environment = environment
+        self._grace_seconds = grace_seconds
+        self._stopping = asyncio.Event()
+        self._running: set[asyncio.subprocess.Process] = set()
+
+    def stop(self) -> None:
+        """Tell all workers to let their jobs end; told again, they give them back at once."""
+        self._stopping.set()
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+
+    async def work(self, workers: int) -> int:
+        """Keep so many workers running until `stop`; return the exit code."""
+        codes = await asyncio.gather(*(self._keep_one() for _ in range(workers)), self._stopping.wait())
+        return max(map(int, codes[:-1]), default=0)
+
+    async def _keep_one(self) -> int:
+        pause = _FIRST_PAUSE
+        while not self._stopping.is_set():
+            # A session of its own: Ctrl-C is for this process, which then tells the workers.
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._running.add(process)
+            code = await self._ending_of(process)
+            self._running.discard(process)
+            if code == _BAD_CONFIGURATION:
+                self.stop()
+                return code
+            if self._stopping.is_set():
+                break
+            self._console.note(f"A worker ended ({code}); another one takes its place.")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return 0
+
+    async def _ending_of(self, process: asyncio.subprocess.Process) -> int:
+        ended = asyncio.ensure_future(process.wait())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                await asyncio.wait((ended,), timeout=self._grace_seconds)
+            if not ended.done():
+                process.kill()
+            return await ended
+        finally:
+            stopping.cancel()

@@ -1,0 +1,190 @@
+"""Real servers for every test: one pair per test process, and a database of its own per test.
+
+`HEADRACE_TEST_POSTGRES_URL` and `HEADRACE_TEST_REDIS_URL` name servers to use instead of
+embedded ones. The Postgres user must be one that may create databases; in Redis, a test
+process empties the database of its own number (`gw3`: 3).
+"""
+
+import os
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from headrace_producer import Headrace
+from headrace_shared import ids
+from headrace_shared.budgets import Budgets
+from headrace_shared.dispatch.connection import Redis
+from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.embedded import embedded_servers
+from headrace_shared.networks import parse_address
+from headrace_shared.store import migrate
+from headrace_shared.store.pool import Pool, connect, open_pool
+from headrace_shared.testing.clock import Clock, script
+from headrace_shared.testing.simulated_provider import SimulatedProvider
+
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    postgres_url: str
+    """Of a database to create others from; no test uses it."""
+    redis_url: str
+
+    async def administer(self, sql: str) -> None:
+        connection = await connect(self.postgres_url)
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()
+
+    def database_url(self, database: str) -> str:
+        return urlunsplit(urlsplit(self.postgres_url)._replace(path=f"/{database}"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    postgres_url = os.environ.get("HEADRACE_TEST_POSTGRES_URL")
+    redis_url = os.environ.get("HEADRACE_TEST_REDIS_URL")
+    if postgres_url and redis_url:
+        number = re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or "0"
+        yield Servers(postgres_url, urlunsplit(urlsplit(redis_url)._replace(query=f"db={number}")))
+        return
+    async with embedded_servers(tmp_path_factory.mktemp("servers"), durable=False) as started:
+        yield Servers(postgres_url or started.postgres_url, redis_url or started.redis_url)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(servers: Servers) -> AsyncIterator[str]:
+    """The name of a migrated database that the tests' own are copies of."""
+    name = f"headrace_template_{uuid4().hex}"
+    await servers.administer(f"CREATE DATABASE {name}")
+    connection = await connect(servers.database_url(name))
+    await migrate.migrate(connection)
+    await connection.close()
+    yield name
+    await servers.administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def empty_postgres_url(servers: Servers) -> AsyncIterator[str]:
+    """The URL of a database without a schema."""
+    name = f"headrace_test_{uuid4().hex}"
+    await servers.administer(f"CREATE DATABASE {name}")
+    yield servers.database_url(name)
+    await servers.administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def postgres_url(servers: Servers, template: str) -> AsyncIterator[str]:
+    """The URL of a migrated database that nobody else uses."""
+    name = f"headrace_test_{uuid4().hex}"
+    await servers.administer(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield servers.database_url(name)
+    await servers.administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def redis_url(servers: Servers) -> str:
+    """The URL of an empty Redis database."""
+    redis = Redis(servers.redis_url)
+    await redis.evaluate(script("return redis.call('FLUSHDB')"))
+    await redis.close()
+    return servers.redis_url
+
+
+@pytest.fixture
+async def pool(postgres_url: str) -> AsyncIterator[Pool]:
+    pool = await open_pool(postgres_url)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    redis = Redis(redis_url)
+    await redis.check()
+    yield redis
+    await redis.close()
+
+
+@pytest.fixture
+def dispatch(redis: Redis) -> Dispatch:
+    return Dispatch(redis)
+
+
+@pytest.fixture
+def budgets(pool: Pool, redis: Redis) -> Budgets:
+    return Budgets(pool, redis)
+
+
+@pytest.fixture
+def clock(pool: Pool, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(pool, redis)
+    monkeypatch.setattr(ids, "time", clock)
+    return clock
+
+
+@pytest.fixture
+async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimulatedProvider]:
+    """A simulated provider that the default one stands for."""
+    async with SimulatedProvider() as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-simulated")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+        yield provider
+
+
+@pytest.fixture
+def environment(postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers, as a process finds them."""
+    monkeypatch.setenv("HEADRACE_POSTGRES_URL", postgres_url)
+    monkeypatch.setenv("HEADRACE_REDIS_URL", redis_url)
+
+
+@pytest.fixture
+async def headrace(environment: None) -> AsyncIterator[Headrace]:
+    """An open client of these servers, whose tenant is `default`."""
+    async with Headrace() as headrace:
+        yield headrace
+
+
+@pytest.fixture(autouse=True)
+def no_outer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's: neither settings nor a key that would be spent."""
+    for name in os.environ:
+        if name.startswith(("HEADRACE_", "OPENAI_")) and not name.startswith("HEADRACE_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_calls_to_the_outside() -> Iterator[None]:
+    """A connection that would leave this machine is an error, except to the servers that were named."""
+    named = {
+        str(found[4][0])
+        for variable in ("HEADRACE_TEST_POSTGRES_URL", "HEADRACE_TEST_REDIS_URL")
+        if (host := urlsplit(os.environ.get(variable, "")).hostname)
+        for found in socket.getaddrinfo(host, None)
+    }
+    original = socket.socket.connect
+
+    def connect_inside(self: socket.socket, address: Address, /) -> None:
+        host = str(address[0]) if isinstance(address, tuple) else "localhost"
+        if host not in named and not _is_this_machine(host):
+            pytest.fail(f"a test called {host}: tests call nobody outside of this machine")
+        original(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_inside)
+        yield
+
+
+def _is_this_machine(host: str) -> bool:
+    address = parse_address(host)
+    return host == "localhost" if address is None else address.is_loopback
