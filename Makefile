@@ -22,7 +22,7 @@ install: .venv/.installed ## .venv with everything, .venv/bin/headrace
 demo: .venv/.installed $(if $(filter local,$(PROVIDER)),.venv/.local) ## the main job, end to end; PROVIDER=local answers with a small model
 	$(BIN)/headrace demo $(if $(PROVIDER),--provider $(PROVIDER)) $(ARGS)
 
-up: .venv/.installed ## servers, gateway and workers in this terminal
+up: .venv/.installed ## servers and workers in this terminal
 	$(BIN)/headrace up $(ARGS)
 
 test: .venv/.installed ## the whole test suite

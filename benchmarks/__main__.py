@@ -33,7 +33,7 @@ _MEASUREMENTS: dict[str, _Measure] = {
 def main(
     *,
     only: Annotated[str, typer.Option(help=f"Some of {', '.join(_MEASUREMENTS)}.")] = "",
-    jobs: Annotated[int, typer.Option(min=400, help="Jobs in one run.")] = 2000,
+    jobs: Annotated[int, typer.Option(min=400, help="Jobs in one run.")] = 1500,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as a line of JSON.")] = False,
 ) -> None:
     """Measure what a job costs, beside the bare provider call."""

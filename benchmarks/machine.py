@@ -12,6 +12,7 @@ _PACKAGES = ("openai", "aiohttp", "asyncpg", "redis", "arq", "uvloop")
 def describe() -> dict[str, str]:
     return {
         "processor": f"{os.cpu_count()} x {_model()}",
+        "load": f"{os.getloadavg()[0]:.1f} before",
         "system": platform.platform(),
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},

@@ -50,10 +50,10 @@ async def test_jobs_behind_a_gate_are_not_touched_and_others_overtake(
     gate = Gate(dimension, reason)
     await dispatch.close_gate(gate, None)
     others = await push(dispatch, BESIDE, 2)
-    assert await claim(dispatch) == others
+    assert set(await claim(dispatch)) == set(others)
+    assert await scores(dispatch, BEHIND) == before
     kept += await push(dispatch, BEHIND)
     assert await claim(dispatch) == []
-    assert str(await scores(dispatch, BEHIND)).startswith(str(before)[:-1])
     assert await dispatch.open_gate(gate)
     assert set(await claim(dispatch)) == set(kept)
 

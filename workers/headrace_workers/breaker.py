@@ -28,6 +28,7 @@ from headrace_shared.policy import BreakerPolicy
 from headrace_shared.routes import Target
 from headrace_workers.configured import Configured
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
+from headrace_workers.telemetry import BreakerState
 
 _logger = logging.getLogger(__name__)
 _random = random.SystemRandom()
@@ -156,6 +157,16 @@ class Breaker:
     def is_open(self) -> bool:
         """Whether asking for leave is in vain: open, and too early for a probe as far as is known here."""
         return self._storage.is_open and time.monotonic() < self._worth_asking_at
+
+    @property
+    def state(self) -> BreakerState:
+        match self._storage.state:
+            case CircuitBreakerState.OPEN:
+                return "open"
+            case CircuitBreakerState.HALF_OPEN:
+                return "half_open"
+            case _:
+                return "closed"
 
     @property
     def is_dirty(self) -> bool:
@@ -302,11 +313,14 @@ class Breakers:
             breaker = self._breakers[target] = Breaker(target, self._dispatch, self._configured)
         return breaker
 
+    def all(self) -> list[Breaker]:
+        return list(self._breakers.values())
+
     async def run(self) -> None:
         """Share outcomes with the fleet until cancelled."""
         while True:
             await asyncio.sleep(SYNC_INTERVAL)
-            for breaker in list(self._breakers.values()):
+            for breaker in self.all():
                 if breaker.is_dirty:
                     try:
                         await breaker.share()

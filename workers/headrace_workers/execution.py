@@ -84,7 +84,7 @@ class Execution:
         self._under_way: set[tuple[JobId, RunNumber]] = set()
         self._interruptions: dict[tuple[JobId, RunNumber], WaitReason | ErrorClass] = {}
 
-    def interrupt(self, job: ClaimedJob, reason: WaitReason | ErrorClass, task: asyncio.Task[None]) -> None:
+    def interrupt(self, job: ClaimedJob, reason: WaitReason | ErrorClass, task: asyncio.Task[object]) -> None:
         """Cancel a job's task; its run then ends for this reason and no other."""
         self._interruptions.setdefault((job.id, job.run), reason)
         # A task that is cancelled before its first step could write nothing down: it looks here.

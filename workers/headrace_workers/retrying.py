@@ -8,11 +8,14 @@ seconds is not slept but put back into the queue.
 from datetime import timedelta
 from typing import assert_never
 
-from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_random_exponential
+from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_random, wait_random_exponential
 from tenacity.wait import wait_base
 
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Retry
 from headrace_shared.policy import RetryPolicy
+
+_SPREAD = 1.0
+"""Seconds over which those that were asked to come back at one moment come back."""
 
 
 class _FailedCall(Exception):
@@ -28,14 +31,14 @@ class _RetryAfter(wait_base):
         self._jitter = wait_random_exponential(
             multiplier=policy.initial.total_seconds(), max=policy.maximum.total_seconds()
         )
+        self._spread = wait_random(0, _SPREAD)
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        jitter = float(self._jitter(retry_state))
         error = retry_state.outcome.exception() if retry_state.outcome else None
         asked = error.failure.retry_after if isinstance(error, _FailedCall) else None
         if asked is None:
-            return jitter
-        return min(asked.total_seconds(), self._cap) + min(jitter, 1.0)
+            return float(self._jitter(retry_state))
+        return min(asked.total_seconds(), self._cap) + float(self._spread(retry_state))
 
 
 def is_retryable(error_class: ErrorClass) -> bool:

@@ -25,6 +25,7 @@ from headrace_workers.configured import Configured
 from headrace_workers.execution import Execution, Step
 from headrace_workers.feeder import Feeder
 from headrace_workers.finisher import Finisher
+from headrace_workers.gauges import Gauges
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
 from headrace_workers.probes import Probes
@@ -203,11 +204,19 @@ def _side_services(
         ("deliverer", _deliverer(settings, parts, worker).run(stop)),
         ("heartbeat", heartbeat.run()),
         ("breakers", parts.breakers.run()),
-        ("event-loop", parts.telemetry.metrics.watch_event_loop()),
+        *_metering(settings, parts),
         ("listener", feeder.listen()),
         ("feeder", feeding.run()),
         ("reaper", reaping.run()),
     ]
+
+
+def _metering(settings: Settings, parts: Parts) -> list[tuple[str, Coroutine[object, object, None]]]:
+    if settings.metrics_port is None:
+        return []
+    metrics = parts.telemetry.metrics
+    gauges = Gauges(metrics, parts.pool, parts.budgets, parts.breakers, parts.running)
+    return [("gauges", gauges.run()), ("event-loop", metrics.watch_event_loop())]
 
 
 def _deliverer(settings: Settings, parts: Parts, worker: Worker) -> Deliverer:

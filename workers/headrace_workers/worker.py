@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from signal import Signals
 
-from arq.connections import RedisSettings, create_pool
+from arq.connections import ArqRedis
 from arq.worker import Worker as ArqWorker
 from arq.worker import func
 
@@ -77,7 +77,7 @@ class Worker(ArqWorker):
     ) -> None:
         super().__init__(
             functions=[func(run_job, name="headrace", keep_result=0, timeout=lease)],
-            redis_settings=RedisSettings.from_dsn(redis_url),
+            redis_pool=ArqRedis.from_url(redis_url),
             queue_name="headrace",
             max_jobs=slots,
             max_tries=1,
@@ -102,7 +102,6 @@ class Worker(ArqWorker):
         self._slot_freed = asyncio.Event()
         self._draining = asyncio.Event()
         self._pause = 0.05
-        self._has_connections = False
         self.callback_bell = asyncio.Event()
         """Set when a job ended that has a callback."""
 
@@ -291,16 +290,11 @@ class Worker(ArqWorker):
     async def _record_health(self) -> None:
         while True:
             with contextlib.suppress(Exception):  # arq's record is for its own tools; nothing depends on it
-                if not self._has_connections:
-                    self._pool = await create_pool(self.redis_settings)
-                    self._has_connections = True
                 await self.record_health()
             await asyncio.sleep(self.health_check_interval)
 
     async def close(self) -> None:
         """Close arq's connections."""
-        if not self._has_connections:
-            return
         with contextlib.suppress(Exception):
             await self.pool.delete(self.health_check_key)
         with contextlib.suppress(Exception):

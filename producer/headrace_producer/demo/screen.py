@@ -83,7 +83,7 @@ class Rate:
 
 def _sentence(now: Standing, rate: float) -> str:
     left = now.total - now.ended
-    eta = f"ETA {left / rate:.0f} s" if rate > 0 and left else "ETA -" if left else "done"
+    eta = f"ETA {left / rate:.0f} s" if rate >= 1 and left else "ETA -" if left else "done"
     return (
         f"failed {now.failed}, retried {now.retried}, {rate:.0f} jobs/s, {now.tokens:,} tokens, "
         f"{format_usd(now.cost)}, {eta}"

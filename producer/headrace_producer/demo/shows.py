@@ -19,13 +19,13 @@ FEW = 8
 
 TOML = """
 [retries]
-initial = "200ms"
-maximum = "2s"
+initial = "500ms"
+maximum = "4s"
 
 [breaker]               # a breaker for each model: quick to open and quick to try again
 failure_rate = 0.5
 minimum_calls = 4
-window = "2s"
+window = "1s"
 cooldown = "2s"
 probe_lease = "5s"
 
@@ -41,7 +41,7 @@ max_output_tokens = 16
 
 [providers.local]
 base_url = "{url}"
-api_key = "none"
+api_key = "env:LOCAL_API_KEY"
 read_timeout = "10m"
 total_timeout = "10m"
 
@@ -56,6 +56,7 @@ timeout = "5s"
 _BEHAVIOUR = Behaviour(latency=timedelta(milliseconds=275), jitter=0.45)
 _DIRECT = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
 _LEASE_SECONDS = 4.0
+_LOCAL_LEASE_SECONDS = 30.0
 
 _BEGINNINGS = (
     "The capital of France is",
@@ -112,7 +113,7 @@ def _many(jobs: int, environment: Mapping[str, str], simulated: SimulatedProvide
 def _few(jobs: int, url: str) -> Show:
     toml = _LOCAL_TOML.format(url=url, model=local_model.NAME)
     work = [_beginning(number) for number in range(jobs)]
-    plan = Plan(toml, TENANTS[:1], 1, 2, 30, _DIRECT)
+    plan = Plan(toml, TENANTS[:1], 1, 2, _LOCAL_LEASE_SECONDS, {"LOCAL_API_KEY": "unused", **_DIRECT})
     return Show("local", (local_model.NAME,), plan, work, crash=False, answers_shown=jobs)
 
 

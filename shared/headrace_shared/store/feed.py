@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from headrace_shared.ids import JobId, WorkerId
+from headrace_shared.ids import JobId, Lane, WorkerId
 from headrace_shared.job import Queue
 from headrace_shared.store.jobs import queue_of
 from headrace_shared.store.pool import Database
@@ -19,6 +19,24 @@ class WorkerInfo:
     host: str
     slots: int
     lanes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What is due in a lane."""
+
+    lane: Lane
+    jobs: int
+    oldest: timedelta
+    """How long the oldest job has been due."""
+
+
+async def depths(database: Database) -> list[Depth]:
+    """Count what is due; reads the whole backlog, so not for every second."""
+    return [
+        Depth(Lane(row["lane"]), row["jobs"], timedelta(seconds=row["oldest"]))
+        for row in await database.fetch(_SQL["depths"])
+    ]
 
 
 async def due_queues(database: Database) -> list[Queue]:

@@ -21,10 +21,10 @@ SELECT id FROM headrace.jobs
 WHERE state = 'queued' AND lane = $1 AND route = $2 AND tenant = $3 AND run_at <= headrace.now()
 ORDER BY run_at, id LIMIT $4;
 
--- name: next_due
--- In how many seconds the next waiting job is due.
-SELECT extract(epoch FROM min(run_at) - headrace.now())::float8 FROM headrace.jobs
-WHERE state = 'queued' AND run_at > headrace.now();
+-- name: depths
+-- How many jobs of each lane are due, and for how many seconds the oldest has been.
+SELECT lane, count(*) AS jobs, extract(epoch FROM headrace.now() - min(run_at))::float8 AS oldest
+FROM headrace.jobs WHERE state = 'queued' AND run_at <= headrace.now() GROUP BY lane;
 
 -- name: lead
 -- Take or keep a role; the holder's own name comes back only to the holder.

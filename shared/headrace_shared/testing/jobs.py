@@ -103,11 +103,6 @@ class Jobs:
             await self.dispatch.push([(Entry(queue, job.id), delay) for job in new])
         return [job.id for job in new]
 
-    async def one(self, **how: str) -> JobId:
-        """Insert and push one job of a model."""
-        (job_id,) = await self.add(model=how.get("model", MODEL))
-        return job_id
-
     async def ended(self, ids: Sequence[JobId], *, within: timedelta = PATIENCE) -> list[Ending]:
         """Wait until jobs have ended and return their endings in the same order."""
         await eventually(lambda: self._open(ids), lambda left: left == 0, within=within)
@@ -163,7 +158,8 @@ class Jobs:
         """Sum the ledger as `spend` should have it: (scope, window) -> (settled, suspense)."""
         return _sums(
             await self.pool.fetch(
-                "SELECT scope, name, sum(cost_nano)::bigint AS settled, sum(suspense_nano)::bigint AS suspense"
+                "SELECT scope, name, sum(cost_nano)::bigint AS settled,"
+                " sum(suspense_nano)::bigint AS suspense"
                 " FROM headrace.calls, unnest(scopes) AS scope, unnest(headrace.windows(held_at)) AS name"
                 " GROUP BY scope, name HAVING sum(cost_nano) + sum(suspense_nano) > 0"
             )

@@ -21,12 +21,15 @@ class Route:
         try:
             target = self._choose(now.configuration.resolve_route(run.job.queue.route).targets)
             price = now.prices.price(target)
-            most = now.configuration.defaults.max_output_tokens
-            request = prepare(run.job.body, run.job.endpoint, target.model, most)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
         except InvalidRequest as error:
             return run.ended(Failed(Failure(ErrorClass.NO_ROUTE, error.message)))
+        most = now.configuration.defaults.max_output_tokens
+        try:
+            request = prepare(run.job.body, run.job.endpoint, target.model, most)
+        except InvalidRequest as error:
+            return run.ended(Failed(Failure(ErrorClass.BAD_REQUEST, error.message)))
         return replace(run, target=target, price=price, request=request)
 
     def _choose(self, targets: tuple[Target, ...]) -> Target:

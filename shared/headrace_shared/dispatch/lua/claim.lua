@@ -24,11 +24,16 @@ local function gate(dimension, reason)
     local field = dimension .. '|' .. reason
     if seen[field] ~= nil then return seen[field] end
     local till = redis.call('HGET', GATES, field)
-    local closed = till and (tonumber(till) == 0 or tonumber(till) > now) and tonumber(till)
-    if till and not closed and reason ~= 'breaker' then
+    if not till then
+        seen[field] = false
+    elseif tonumber(till) == 0 or tonumber(till) > now then
+        seen[field] = tonumber(till)
+    elseif reason == 'breaker' then
+        seen[field] = 'probe'
+    else
         redis.call('HDEL', GATES, field)
+        seen[field] = false
     end
-    seen[field] = closed or (till and 'probe') or false
     return seen[field]
 end
 
