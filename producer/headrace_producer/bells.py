@@ -97,7 +97,8 @@ class Bells:
         while True:
             patience = _POLL_SECONDS if self._listener else _POLL_SECONDS_WITHOUT_REDIS
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ask_now.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await self._ask_now.wait()
             self._ask_now.clear()
             asked = list(self._bells)
             with suppress(*UNREACHABLE):

@@ -10,7 +10,7 @@ from typing import cast
 import asyncpg
 import typer
 
-from headrace_producer.commands import budgets, config
+from headrace_producer.commands import budgets, config, webhooks
 from headrace_producer.commands.jobs import cancel, result, status
 from headrace_producer.commands.migrate import migrate
 from headrace_producer.commands.submit import submit
@@ -33,6 +33,7 @@ COMMANDS = "headrace.commands"
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 _EXTRAS = {"headrace_workers": "worker", "headrace_shared": "embedded"}
 
@@ -53,18 +54,19 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         0: all went well. 1: some of it failed. 2: bad input or configuration, in one sentence
-        on standard error. 130: interrupted.
+        on standard error. 130: interrupted. 141: nobody reads the output any more.
 
     """
     given = list(arguments) or ["--help"]
     try:
         code: object = build(given)(given, prog_name="headrace", standalone_mode=False)
     except typer.TyperException as error:
-        return _refuse(
-            given, " ".join(error.format_message().split()), f" (see 'headrace {_path(given)}--help')"
-        )
+        problem = " ".join(error.format_message().split()).rstrip(".")
+        return _refuse(given, f"{problem} (see 'headrace {_command(given)}--help').")
     except HeadraceError as error:
         return _explain(given, error)
+    except BrokenPipeError:  # whoever reads this has seen enough
+        return BROKEN_PIPE
     except (*UNREACHABLE, asyncpg.PostgresError) as error:
         return _explain(given, _of_the_store(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -84,6 +86,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         app.command()(command)
     app.add_typer(budgets.app, name="budgets")
     app.add_typer(config.app, name="config")
+    app.add_typer(webhooks.app, name="webhooks")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for entry in sorted(entry_points(group=COMMANDS)):
         if asked in (None, entry.name):
@@ -124,13 +127,12 @@ def _of_the_store(error: BaseException) -> HeadraceError:
     return StoreError(reason=f"PostgreSQL failed: {lines[0]}.")
 
 
-def _refuse(arguments: Sequence[str], sentence: str, hint: str = "") -> int:
-    typer.echo(plain(f"headrace: {sentence}{hint}"), err=True)
+def _refuse(arguments: Sequence[str], sentence: str) -> int:
+    typer.echo(plain(f"headrace: {sentence}"), err=True)
     if "--json" in arguments:
         typer.echo(json.dumps({"error": sentence}))
     return BAD_INPUT
 
 
-def _path(arguments: Sequence[str]) -> str:
-    words = [argument for argument in arguments[:1] if not argument.startswith("-")]
-    return "".join(f"{word} " for word in words)
+def _command(arguments: Sequence[str]) -> str:
+    return "" if arguments[0].startswith("-") else f"{arguments[0]} "

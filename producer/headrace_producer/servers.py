@@ -1,5 +1,6 @@
 """Where the servers are: as the caller says, as the environment says, or the nearest embedded ones."""
 
+import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from headrace_shared.embedded import EmbeddedServers
 from headrace_shared.settings import Settings
 from headrace_shared.store import migrate
 from headrace_shared.store.pool import connect
+
+WEBHOOK_SECRET = Path(".headrace") / "webhook.secret"
 
 FindServers: TypeAlias = Callable[[], AbstractAsyncContextManager[EmbeddedServers]]
 
@@ -39,3 +42,20 @@ async def own_servers(directory: Path) -> AsyncGenerator[EmbeddedServers]:
         finally:
             await connection.close()
         yield servers
+
+
+def own_webhook_secret(directory: Path) -> str:
+    """Return the master secret of a folder's callbacks, made when it is first asked for."""
+    path = directory / WEBHOOK_SECRET
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(32), encoding="ascii")
+    return path.read_text(encoding="ascii")
+
+
+def nearest_webhook_secret(start: Path) -> str | None:
+    """Return the master secret of the nearest folder, upwards, that has one."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / WEBHOOK_SECRET).is_file():
+            return own_webhook_secret(folder)
+    return None

@@ -67,4 +67,5 @@ class Waiter:
 
 async def _wait(bell: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
-        await asyncio.wait_for(bell.wait(), None if seconds == float("inf") else seconds)
+        async with asyncio.timeout(None if seconds == float("inf") else seconds):
+            await bell.wait()

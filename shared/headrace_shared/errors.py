@@ -128,14 +128,15 @@ class UnknownPrice(InvalidInput):
 
 
 class InvalidBatchFile(InvalidInput):
-    """{path}: {count} bad lines, nothing was enqueued."""
+    """{path}: {count} bad {noun}, nothing was enqueued."""
 
     path: str
     problems: Sequence[tuple[int, str]]
     """(line number from 1, what is wrong with it), in order."""
 
     def __init__(self, *, path: str, problems: Sequence[tuple[int, str]]) -> None:
-        super().__init__(path=path, problems=problems, count=len(problems))
+        noun = "line" if len(problems) == 1 else "lines"
+        super().__init__(path=path, problems=problems, count=len(problems), noun=noun)
 
 
 class ClientNotOpen(HeadraceError):

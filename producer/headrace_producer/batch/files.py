@@ -85,7 +85,7 @@ class BatchFile:
             while not ended and (rest := self._readline(stream, _PIECE)):
                 ended = rest.endswith(b"\n")
             if not whole or line.strip():
-                yield RawLine(number, line if whole else None)
+                yield RawLine(number, line.rstrip(b"\r\n") if whole else None)
 
     def _readline(self, stream: BinaryIO, size: int) -> bytes:
         try:

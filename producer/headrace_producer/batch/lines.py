@@ -75,7 +75,7 @@ class OpenAILines:
             try:
                 yield line.number, _openai_draft(json_line(line, longest))
             except InvalidInput as error:
-                yield BadLine(line.number, error.message)
+                yield bad_line(line.number, error)
 
 
 def read_requests(
@@ -102,9 +102,13 @@ def read_requests(
             if unique:
                 _refuse_repeated(line, draft.custom_id, first_lines)
         except InvalidInput as error:
-            yield BadLine(line, error.message)
+            yield bad_line(line, error)
         else:
             yield request
+
+
+def bad_line(number: int, error: InvalidInput) -> BadLine:
+    return BadLine(number, error.message.rstrip("."))
 
 
 def longest_line(snapshot: Snapshot) -> int:

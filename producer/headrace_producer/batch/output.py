@@ -92,6 +92,8 @@ def replacing(path: Path | None) -> Generator[BinaryIO | None]:
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
+    except (ConnectionError, TimeoutError):  # of whoever was read from
+        raise
     except OSError as error:
         raise _unwritable(path, error.strerror or str(error)) from None
 

@@ -18,6 +18,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 class View(Protocol):
     """Shows how far something is."""
 
+    def begin(self, phase: str) -> None:
+        """Show that something has begun whose length is not known."""
+        ...
+
     def show(self, phase: str, done: int, total: int, facts: str = "") -> None:
         """Show that so much of a phase is done."""
         ...
@@ -60,6 +64,9 @@ class Bar:
         self._bar = bar
         self._task = bar.add_task("", total=None, facts="")
 
+    def begin(self, phase: str) -> None:
+        self._bar.update(self._task, description=phase, total=None)
+
     def show(self, phase: str, done: int, total: int, facts: str = "") -> None:
         self._bar.update(self._task, description=phase, completed=done, total=total, facts=facts)
 
@@ -74,6 +81,9 @@ class Lines:
         self._phase = ""
         self._due = 0.0
         self._last: str = ""
+
+    def begin(self, phase: str) -> None:
+        """Say nothing: there is a line when it is done."""
 
     def show(self, phase: str, done: int, total: int, facts: str = "") -> None:
         now = time.monotonic()

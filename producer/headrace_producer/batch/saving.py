@@ -36,7 +36,7 @@ class Purpose:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
     number: int
     custom_id: str
     url: str
@@ -52,7 +52,7 @@ class LineSaver:
         self._purpose = purpose
         self._checker = Checker(purpose.tenant, connections.settings)
 
-    async def save(self, lines: Sequence[_Line]) -> int:
+    async def save(self, lines: Sequence[Line]) -> int:
         """Save those of the lines that have no job yet; return how many that were.
 
         Raises:
@@ -78,7 +78,7 @@ class LineSaver:
             raise StoreError(reason="the configuration changes faster than jobs can be checked; try again")
         return 0
 
-    def _job(self, line: _Line, snapshot: Snapshot) -> NewJob:
+    def _job(self, line: Line, snapshot: Snapshot) -> NewJob:
         purpose = self._purpose
         request = JobRequest(
             line.url,
@@ -102,9 +102,9 @@ class LineSaver:
 
 def read_chunks(
     file: BatchFile, form: Format, snapshot: Snapshot, only: frozenset[int]
-) -> Iterator[Sequence[_Line]]:
+) -> Iterator[Sequence[Line]]:
     """Read a file in chunks that fit into one statement; `only` chooses lines when it is not empty."""
-    chunk: list[_Line] = []
+    chunk: list[Line] = []
     size = 0
     for found in form.drafts(file, longest=longest_line(snapshot)):
         if not isinstance(found, tuple) or (only and found[0] not in only):
@@ -119,5 +119,5 @@ def read_chunks(
         yield chunk
 
 
-def _line(number: int, draft: Draft) -> _Line:
-    return _Line(number, draft.custom_id, draft.url, write_json(draft.body))
+def _line(number: int, draft: Draft) -> Line:
+    return Line(number, draft.custom_id, draft.url, write_json(draft.body))

@@ -1,6 +1,7 @@
 """A file becomes a batch: checked and quoted, enqueued, waited for; the same content only once."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,18 +11,20 @@ from headrace_producer.batch.following import Standing, follow, standing
 from headrace_producer.batch.lines import Format
 from headrace_producer.batch.progress import View, facts_of
 from headrace_producer.batch.quote import Quote
-from headrace_producer.batch.saving import LineSaver, Purpose, read_chunks
+from headrace_producer.batch.saving import Line, LineSaver, Purpose, read_chunks
 from headrace_producer.batch.survey import Survey, survey_file
 from headrace_producer.connections import Connections
 from headrace_producer.console import count, dollars
 from headrace_producer.in_force import InForce, Snapshot
-from headrace_shared.errors import InvalidInput, InvalidRequest
+from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailable
 from headrace_shared.ids import BatchId, Tenant
 from headrace_shared.money import NanoUSD
 from headrace_shared.store import batches
+from headrace_shared.store.pool import UNREACHABLE
 from headrace_shared.webhooks import check_url
 
-NO_SAMPLE: frozenset[int] = frozenset()
+_EVERY_LINE: frozenset[int] = frozenset()
+_OUTAGE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ class Submitter:
                 allow_http=settings.webhook_allow_http,
                 allowed_networks=settings.webhook_allowed_networks,
             )
-        self._view.tell(f"Checking {file.path} ...")
+        self._view.begin("Checking")
         survey = await survey_file(file, submission.form, snapshot, sample=submission.sample, seed=digest)
         check_cost(submission, survey.quote)
         return survey
@@ -156,14 +159,26 @@ class Submitter:
     ) -> int:
         purpose = Purpose(batch_id, submission.tenant, submission.lane, submission.webhook)
         saver = LineSaver(self._connections, self._in_force, purpose)
-        chosen = survey.sample if submission.sample else NO_SAMPLE
+        chosen = survey.sample if submission.sample else _EVERY_LINE
         total = len(chosen) or survey.total
         done = enqueued = 0
         for chunk in read_chunks(file, submission.form, await self._in_force.now(), chosen):
-            enqueued += await saver.save(chunk)
+            enqueued += await self._save(saver, chunk)
             done += len(chunk)
             self._view.show("Enqueued", done, total)
         return enqueued
+
+    async def _save(self, saver: LineSaver, chunk: Sequence[Line]) -> int:
+        """Save a chunk; a store that is away is waited for, because it is safe to try again."""
+        for attempt in range(_OUTAGE_SECONDS):
+            try:
+                return await saver.save(chunk)
+            except UNREACHABLE as error:
+                if not attempt:
+                    self._view.tell(f"PostgreSQL is away ({type(error).__name__}): waiting for it.")
+                await asyncio.sleep(1)
+        reason = f"not for {_OUTAGE_SECONDS} s; the same command goes on from here"
+        raise StoreUnavailable(address=self._connections.address, reason=reason)
 
     async def _finish(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
 from headrace_producer.batch.files import BatchFile
-from headrace_producer.batch.lines import BadLine, Draft, check_custom_id, json_line
+from headrace_producer.batch.lines import BadLine, Draft, bad_line, check_custom_id, json_line
 from headrace_shared.errors import InvalidInput, InvalidRequest
 from headrace_shared.jsonvalue import Json
 from headrace_shared.request import Endpoint
@@ -53,7 +53,7 @@ class Template:
             try:
                 yield number, self._draft(number, record)
             except InvalidInput as error:
-                yield BadLine(number, error.message)
+                yield bad_line(number, error)
 
     def _draft(self, number: int, record: Mapping[str, Json]) -> Draft:
         for name in (*self._fields, *([self._id_field] if self._id_field else [])):

@@ -13,7 +13,7 @@ import typer
 
 from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console, count
-from headrace_producer.servers import own_servers
+from headrace_producer.servers import own_servers, own_webhook_secret
 from headrace_shared.embedded import EmbeddedServers
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.settings import Settings, load_settings
@@ -57,6 +57,7 @@ async def _up(
             "HEADRACE_POSTGRES_URL": servers.postgres_url,
             "HEADRACE_REDIS_URL": servers.redis_url,
         }
+        environment.setdefault("HEADRACE_WEBHOOK_SECRET", own_webhook_secret(directory))
         command = [*WORKER, *(["--concurrency", str(concurrency)] if concurrency else [])]
         crew = Crew(console, command, environment, settings.drain.total_seconds() + _GRACE_SECONDS)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -41,8 +41,8 @@ def choose(given: Answering | None) -> Answering:
     return given or (Answering.OPENAI if key else Answering.SIMULATED)
 
 
-def confirm(jobs: int, worst: NanoUSD, *, agreed: bool) -> bool:
-    """Ask whether a real provider may be paid; the worst case is far above what is usual.
+def confirm(jobs: int, limit: NanoUSD, *, agreed: bool) -> bool:
+    """Ask whether a real provider may be paid, up to the limit that the budgets set.
 
     Raises:
         InvalidConfiguration: nobody can be asked.
@@ -50,7 +50,7 @@ def confirm(jobs: int, worst: NanoUSD, *, agreed: bool) -> bool:
     """
     if agreed:
         return True
-    sentence = f"{jobs:,} real calls can cost up to {format_usd(worst)}"
+    sentence = f"{jobs:,} real calls can cost up to {format_usd(limit)}"
     if not sys.stdin.isatty():
         raise InvalidConfiguration(
             where="demo",

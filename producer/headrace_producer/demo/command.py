@@ -10,7 +10,6 @@ import typer
 
 from headrace_producer.console import Console
 from headrace_producer.demo.answering import Answering, choose
-from headrace_shared.errors import HeadraceError
 
 _INTERRUPTED = 130
 
@@ -29,9 +28,6 @@ def demo(
     """Run many jobs end to end, through an outage and the death of a worker, and check what is promised."""
     try:
         code = asyncio.run(_demo(provider, jobs, agreed=yes, console=Console(as_json)))
-    except HeadraceError as error:
-        typer.echo(f"headrace: {error}", err=True)
-        code = 2
     except asyncio.CancelledError:
         typer.echo("headrace: stopped; everything that was started has ended", err=True)
         code = _INTERRUPTED
@@ -58,5 +54,5 @@ def _cancel_on_signals() -> None:
         if task is not None and not task.cancelling():
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, cancel)

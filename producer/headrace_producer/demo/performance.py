@@ -54,6 +54,7 @@ async def run(
         try:
             async with open_show(answering, jobs, directory, screen) as show:
                 if answering is Answering.OPENAI and not _agreed(show, agreed=agreed):
+                    screen.event("nothing was called")
                     return Ending(good=False, answer={"ok": False, "reason": "not agreed"})
                 async with open_stage(show.plan, directory, screen) as stage:
                     facts = await _perform(show, stage, screen)
@@ -70,8 +71,9 @@ async def run(
 
 
 def _agreed(show: Show, *, agreed: bool) -> bool:
-    worst = sum(money.worst_cases(parse_toml(show.plan.toml, "demo"), show.work).values())
-    return confirm(len(show.work), NanoUSD(worst), agreed=agreed)
+    worst = money.worst_cases(parse_toml(show.plan.toml, "demo"), show.work)
+    limit = NanoUSD(sum(money.with_room(amount) for amount in worst.values()))
+    return confirm(len(show.work), limit, agreed=agreed)
 
 
 async def _explain(stage: Stage, screen: Screen) -> None:

@@ -63,21 +63,28 @@ def _task(number: int) -> Task:
 
 
 def _prompt(number: int) -> tuple[str, str, str, int]:
-    product = _pick(_PRODUCTS, number)
-    customer, tone, language = (
-        _pick(_CUSTOMERS, number),
-        _pick(_TONES, number // 3),
-        _pick(_LANGUAGES, number),
-    )
-    letter = " ".join(_pick(_TROUBLES, number // 2 + line) for line in range(1 + number % 5))
+    product, customer = _pick(_PRODUCTS, number), _pick(_CUSTOMERS, number)
+    tone, language = _pick(_TONES, number // 3), _pick(_LANGUAGES, number)
+    lines = (_pick(_TROUBLES, number // 2 + line) for line in range(1 + number % 5))
+    letter = f"Order {20_000 + 7 * number}. {' '.join(lines)}"
     kinds = (
         ("reply", CHAT, f"Write a {tone} reply to {customer}, who bought {product}: {letter!r}", 120),
         ("classify", CHAT, f"Is this review good, bad or mixed? One word. {letter}", 4),
         ("translate", RESPONSES, f"Translate into {language}: {letter}", 90),
-        ("describe", CHAT, f"Describe {product} in {20 + number % 60} words, in a {tone} tone.", 140),
-        ("extract", CHAT, f"Name the complaints in this letter as JSON. Order {number}: {letter}", 80),
+        (
+            "describe",
+            CHAT,
+            f"Describe {product} (item {number}) in {20 + number % 60} words, in a {tone} tone.",
+            140,
+        ),
+        ("extract", CHAT, f"Name the complaints in this letter as JSON: {letter}", 80),
         ("summarise", RESPONSES, f"Summarise in one sentence what {customer} says: {letter}", 40),
-        ("report", CHAT, f"Explain these {_pick(_FIGURES, number)} by month: {_table(number)}", 100),
+        (
+            "report",
+            CHAT,
+            f"Explain these {_pick(_FIGURES, number)} for item {number}, by month: {_table(number)}",
+            100,
+        ),
     )
     return kinds[number % len(kinds)]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from headrace_shared.ids import DeliveryId, Tenant
+from headrace_shared.ids import DeliveryId, JobId, Tenant
 from headrace_shared.store.pool import Database
 from headrace_shared.store.sql import Statements
 
@@ -81,3 +81,56 @@ async def record_attempts(database: Database, attempts: Sequence[AttemptRecord])
         [one.delay for one in attempts],
     )
     return {DeliveryId(row["delivery_id"]) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class MadeAttempt:
+    """One attempt at a callback, as it was written down."""
+
+    number: int
+    at: datetime
+    duration: timedelta
+    status: int | None
+    error_class: str | None
+    snippet: str | None
+    """The beginning of what the receiver answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A callback and all attempts at it."""
+
+    id: DeliveryId
+    url: str
+    event_type: str
+    state: DeliveryState
+    next_attempt_at: datetime
+    created_at: datetime
+    ended_at: datetime | None
+    attempts: tuple[MadeAttempt, ...]
+
+    @property
+    def webhook_id(self) -> str:
+        """What the receiver knows it by, the same at every attempt."""
+        return f"evt_{self.id.hex}"
+
+
+async def deliveries_of_job(database: Database, job_id: JobId) -> list[Delivery]:
+    """Return a job's callbacks with all attempts at them, oldest first."""
+    made: dict[DeliveryId, list[MadeAttempt]] = {}
+    for row in await database.fetch(SQL["attempts_of_job"], job_id):
+        fields = dict(row)
+        made.setdefault(fields.pop("delivery_id"), []).append(MadeAttempt(**fields))
+    return [
+        Delivery(
+            id=DeliveryId(row["id"]),
+            url=row["url"],
+            event_type=row["event_type"],
+            state=row["state"],
+            next_attempt_at=row["next_attempt_at"],
+            created_at=row["created_at"],
+            ended_at=row["ended_at"],
+            attempts=tuple(made.get(DeliveryId(row["id"]), ())),
+        )
+        for row in await database.fetch(SQL["deliveries_of_job"], job_id)
+    ]

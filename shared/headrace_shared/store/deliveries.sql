@@ -83,3 +83,12 @@ INSERT INTO headrace.delivery_attempts (delivery_id, number, at, duration, statu
 SELECT moved.id, moved.attempts, made.at, made.duration, made.status, made.error_class, made.snippet
 FROM moved JOIN made ON made.delivery_id = moved.id AND made.claim = moved.claim
 RETURNING delivery_id;
+
+-- name: deliveries_of_job
+SELECT id, url, event_type, state, attempts, next_attempt_at, created_at, ended_at
+FROM headrace.deliveries WHERE job_id = $1 ORDER BY created_at, id;
+
+-- name: attempts_of_job
+SELECT a.delivery_id, a.number, a.at, a.duration, a.status, a.error_class, a.snippet
+FROM headrace.delivery_attempts a JOIN headrace.deliveries d ON d.id = a.delivery_id
+WHERE d.job_id = $1 ORDER BY a.at, a.number;
