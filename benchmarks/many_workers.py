@@ -6,8 +6,7 @@ from stage import Stage, open_stage
 _NAME = "worker processes, 512 slots in all"
 _SLOTS = 512
 _PROCESSES = (1, 2, 4, 8)
-_WARM_UP = 1000
-_ROUNDS = 2
+_ROUNDS = 3
 
 
 async def measure(jobs: int) -> list[Figure]:
@@ -31,7 +30,7 @@ async def measure(jobs: int) -> list[Figure]:
 async def _run(stage: Stage, processes: int, jobs: int) -> Pace:
     paces: list[Pace] = []
     async with stage.workers(processes, slots=_SLOTS // processes) as workers:
-        await stage.run_jobs(_WARM_UP)
+        await stage.run_jobs(jobs)
         for _ in range(_ROUNDS):
             before = [await worker.cpu() for worker in workers]
             seconds = await stage.run_jobs(jobs)

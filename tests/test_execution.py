@@ -288,12 +288,15 @@ class Steps:
         self.passed: list[str] = []
         self.settled: list[Run] = []
         self.reached = asyncio.Event()
+        self.waiting = asyncio.Event()
         self._second = second
 
     def execution(self, *, again: int = 0) -> Execution:
         async def settle(run: Run) -> Again | Outcome:
             self.settled.append(run)
             if len(self.settled) <= again and run.outcome is None:
+                # Later than whatever this turn of the loop still does: the run sleeps by then.
+                asyncio.get_running_loop().call_later(0.01, self.waiting.set)
                 return Again(run.again(run.attempts + 1), timedelta(seconds=60))
             return run.outcome or Succeeded()
 
@@ -367,9 +370,7 @@ async def test_a_run_that_waits_in_its_slot_is_interrupted_there() -> None:
     steps, job = Steps(), claimed()
     execution = steps.execution(again=1)
     task = asyncio.create_task(execution.run(job))
-    while not steps.settled:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await steps.waiting.wait()
     execution.interrupt(job, WaitReason.SHUTDOWN, task)
     assert await task == Snoozed(timedelta(0), WaitReason.SHUTDOWN)
     assert steps.settled[1].call == CallNumber(2)

@@ -262,3 +262,12 @@ async def test_a_client_that_closes_leaves_no_task_behind(environment: None) -> 
             await handle.result(timeout=timedelta(0))
         assert asyncio.all_tasks() > before
     assert asyncio.all_tasks() == before
+
+
+async def test_a_client_may_close_at_any_moment_of_a_wait(environment: None) -> None:
+    for turns in range(60):
+        async with Headrace() as headrace:
+            with pytest.raises(JobNotFound):
+                await headrace.result(uuid4())
+            for _ in range(turns):
+                await asyncio.sleep(0)

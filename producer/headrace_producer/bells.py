@@ -15,6 +15,7 @@ from headrace_shared.store.pool import UNREACHABLE, Pool
 
 _LISTEN_SECONDS = 60.0
 _RECONNECT_SECONDS = 1.0
+_CANCEL_AGAIN_SECONDS = 0.1
 _POLL_SECONDS = 5.0
 """While Redis tells: so long does a message take at most that was lost."""
 _POLL_SECONDS_WITHOUT_REDIS = 0.5
@@ -34,8 +35,12 @@ class Bells:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        # More than once: redis-py sends under asyncio.wait_for, which may lose a cancellation before
+        # Python 3.12.
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=_CANCEL_AGAIN_SECONDS)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @asynccontextmanager

@@ -1,7 +1,6 @@
 """The command `headrace`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -33,20 +32,13 @@ COMMANDS = "headrace.commands"
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 _EXTRAS = {"headrace_workers": "worker", "headrace_shared": "embedded"}
 
 
 def main() -> None:
     """Run the command line; the process ends with what `run` returns."""
-    code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read this has seen enough; the interpreter must not try it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -54,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         0: all went well. 1: some of it failed. 2: bad input or configuration, in one sentence
-        on standard error. 130: interrupted. 141: nobody reads the output any more.
+        on standard error. 130: interrupted.
 
     """
     given = list(arguments) or ["--help"]
@@ -65,8 +57,6 @@ def run(arguments: Sequence[str]) -> int:
         return _refuse(given, f"{problem} (see 'headrace {_command(given)}--help').")
     except HeadraceError as error:
         return _explain(given, error)
-    except BrokenPipeError:  # whoever reads this has seen enough
-        return BROKEN_PIPE
     except (*UNREACHABLE, asyncpg.PostgresError) as error:
         return _explain(given, _of_the_store(error))
     except (KeyboardInterrupt, typer.Abort):

@@ -24,6 +24,7 @@ _logger = logging.getLogger(__name__)
 INTERVAL = timedelta(seconds=1)
 """Between two looks at the store when nothing rings."""
 
+_MAX_REST = timedelta(seconds=5)
 _DUTY = 20
 """A look that takes long is followed by a pause of this many times as long, at least."""
 
@@ -49,7 +50,7 @@ class Feeder:
             if present < self._window / 2:
                 await self._feed(queue)
         took = timedelta(seconds=time.monotonic() - began)
-        return max(INTERVAL, _DUTY * took) if len(queues) > 1 else INTERVAL
+        return min(max(INTERVAL, _DUTY * took), _MAX_REST) if len(queues) > 1 else INTERVAL
 
     async def _feed(self, queue: Queue) -> None:
         # The head of the queue is what its window should hold; ids that are there already,

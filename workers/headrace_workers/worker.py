@@ -298,4 +298,4 @@ class Worker(ArqWorker):
         with contextlib.suppress(Exception):
             await self.pool.delete(self.health_check_key)
         with contextlib.suppress(Exception):
-            await self.pool.close(close_connection_pool=True)
+            await self.pool.aclose(close_connection_pool=True)

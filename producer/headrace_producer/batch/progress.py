@@ -7,7 +7,8 @@ from typing import Protocol
 
 import typer
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from headrace_producer.batch.following import Standing
 from headrace_producer.console import dollars, in_words, plain
@@ -42,9 +43,8 @@ class Progressing:
         if not sys.stderr.isatty():
             return Lines()
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[facts]}"),
             console=self._console,
             transient=True,
@@ -68,7 +68,8 @@ class Bar:
         self._bar.update(self._task, description=phase, total=None)
 
     def show(self, phase: str, done: int, total: int, facts: str = "") -> None:
-        self._bar.update(self._task, description=phase, completed=done, total=total, facts=facts)
+        description = f"{phase} {done:,}/{total:,}"
+        self._bar.update(self._task, description=description, completed=done, total=total, facts=facts)
 
     def tell(self, text: str) -> None:
         self._bar.console.print(plain(text))

@@ -23,7 +23,9 @@ _DEFAULT_FILE = Path("headrace.toml")
 
 @app.command("apply")
 def apply_file(
-    file: Annotated[Path | None, typer.Argument(help="Default: HEADRACE_CONFIG, else headrace.toml.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Default: HEADRACE_CONFIG, else headrace.toml.")
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:

@@ -13,7 +13,7 @@ import typer
 from headrace_producer.batch.following import standing
 from headrace_producer.batch.output import replacing
 from headrace_producer.commands.delivery import deliver, ending_of, summary_of
-from headrace_producer.commands.options import AsJson
+from headrace_producer.commands.options import AsJson, ErrorsFile, OutputFile
 from headrace_producer.connections import Connections, open_connections
 from headrace_producer.console import Console, count
 from headrace_producer.results import result_of
@@ -37,8 +37,8 @@ def status(known_id: AnyId, *, as_json: AsJson = False) -> None:
 def result(
     known_id: AnyId,
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where answers are written.")] = None,
-    errors: Annotated[Path | None, typer.Option("--errors", help="Where a batch's failures go.")] = None,
+    output: OutputFile = None,
+    errors: ErrorsFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the answer of a job, or those of a batch that are there."""

@@ -22,7 +22,7 @@ from headrace_producer.batch.submit import (
 from headrace_producer.batch.templates import Template
 from headrace_producer.checking import check_tenant
 from headrace_producer.commands.delivery import deliver, ending_of, summary_of
-from headrace_producer.commands.options import AsJson, TenantName
+from headrace_producer.commands.options import AsJson, ErrorsFile, OutputFile, TenantName
 from headrace_producer.connections import Connections, open_connections
 from headrace_producer.console import Console, count, dollars
 from headrace_producer.in_force import Snapshot, read_snapshot
@@ -40,11 +40,13 @@ class _Targets:
 
 
 def submit(
-    file: Annotated[Path, typer.Argument(help="JSONL in OpenAI's batch format; - is standard input.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL in OpenAI's batch format; - is standard input.")
+    ],
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Return when every request is done.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where answers are written.")] = None,
-    errors: Annotated[Path | None, typer.Option("--errors", help="Where failures are written.")] = None,
+    output: OutputFile = None,
+    errors: ErrorsFile = None,
     max_cost: Annotated[
         str | None, typer.Option(metavar="DOLLARS", help="Refuse a file whose answers could cost more.")
     ] = None,

@@ -12,7 +12,7 @@ from headrace_producer.demo.tasks import Task
 from headrace_shared.errors import JobFailed, ResultTimeout
 from headrace_shared.money import format_usd
 
-_LONGEST = 90
+_LONGEST = 70
 _PATIENCE = timedelta(seconds=5)
 
 

@@ -149,21 +149,25 @@ async def _disturb(
     total = len(show.work)
     outage, crash = None, None
     if show.simulated is not None:
-        await observer.until(lambda: observer.now.ended >= total // 3)
+        await observer.until(lambda: observer.now.ended >= total // 4)
         outage = await cause_outage(show.simulated, observer, screen)
     if show.crash:
-        await observer.until(lambda: observer.now.ended >= total // 2)
+        await observer.until(lambda: observer.now.ended >= total // 3)
         crash = await kill_a_worker(stage, observer, screen, wanted=max(1, show.plan.slots * 2 // 3))
     await observer.until(lambda: observer.now.ended >= total)
     return outage, crash
 
 
 async def _until_called_back(stage: Stage, jobs: int, screen: Screen) -> None:
-    def all_came() -> bool:
-        return len(callbacks_of(stage.receivers).jobs) >= jobs
+    def missing() -> int:
+        return jobs - len(callbacks_of(stage.receivers).jobs)
 
-    note = "waiting for callbacks that a dead worker had claimed; their lease ends"
-    await _wait(all_came, _CALLBACK_SECONDS, lambda: screen.event(note))
+    def explain() -> None:
+        screen.event(
+            f"{missing()} callbacks are in a dead worker's hands: another sends them after their lease"
+        )
+
+    await _wait(lambda: missing() == 0, _CALLBACK_SECONDS, explain)
 
 
 async def _until_nothing_is_held(observer: Observer, screen: Screen) -> None:
@@ -171,8 +175,10 @@ async def _until_nothing_is_held(observer: Observer, screen: Screen) -> None:
         await observer.look()
         return observer.held == 0
 
-    note = "waiting for money that a dead worker held for no call; it is given back after a minute"
-    await _wait(none_held, _HOLD_SECONDS, lambda: screen.event(note))
+    def explain() -> None:
+        screen.event(f"{format_usd(observer.held)} is held by a dead worker: it is given back after a minute")
+
+    await _wait(none_held, _HOLD_SECONDS, explain)
 
 
 async def _wait(

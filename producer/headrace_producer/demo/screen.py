@@ -26,6 +26,7 @@ class Screen:
         self._last_line = 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._over = False
 
     def __enter__(self) -> Self:
         return self
@@ -45,7 +46,9 @@ class Screen:
         self.console.print(what)
 
     def progress(self, now: Standing) -> None:
-        """Show how far the jobs are."""
+        """Show how far the jobs are, until `stop_bar`."""
+        if self._over:
+            return
         rate = self._rate.of(now.ended)
         text = _sentence(now, rate)
         if not self.console.is_terminal:
@@ -61,6 +64,7 @@ class Screen:
         self._bar.update(self._task, completed=now.ended, total=now.total, description=text)
 
     def stop_bar(self) -> None:
+        self._over = True
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.stop()

@@ -1,0 +1,445 @@
+"""A claim is a run and a lease; who loses it can end nothing, and what it held comes back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+
+from headrace_shared.budgets import Budgets, Held, HoldRequest, scopes_of
+from headrace_shared.dispatch import keys
+from headrace_shared.dispatch.connection import Redis
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
+from headrace_shared.ids import CallNumber, JobId, RouteName, Run, Tenant, WorkerId, hold_id, new_job_id
+from headrace_shared.job import ClaimedJob, JobState, Queue
+from headrace_shared.money import NanoUSD
+from headrace_shared.outcome import ErrorClass, Succeeded, WaitReason
+from headrace_shared.store import runs
+from headrace_shared.store.money import BudgetPolicy, WindowKind
+from headrace_shared.store.pool import Pool
+from headrace_shared.store.runs import AttemptRecord, Conclusion, Intent, RunEnd
+from headrace_shared.testing.clock import Clock, script
+from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
+from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
+from headrace_shared.usage import Usage
+from headrace_workers.breaker import Breakers
+from headrace_workers.configured import Configured
+from headrace_workers.heartbeat import Heartbeat
+from headrace_workers.reaper import Reaper
+from headrace_workers.testing import running_worker
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+LEASE = timedelta(seconds=30)
+DEAD = WorkerId("dead")
+QUEUE = Queue(LANE, RouteName(MODEL), TENANT)
+AMOUNT = NanoUSD(5_000)
+COST = NanoUSD(1_200)
+FIRST = CallNumber(1)
+
+
+@pytest.fixture
+def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
+    return Jobs(pool, dispatch)
+
+
+@pytest.fixture
+async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
+    configured = await Configured.load(pool)
+    return Reaper(pool, dispatch, budgets, Breakers(dispatch, configured), configured)
+
+
+@pytest.fixture
+async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
+    async with ScriptedProvider([completion()]) as scripted:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
+        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
+        yield scripted
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """What a worker leaves behind that dies while its call is out."""
+
+    pool: Pool
+    redis: Redis
+    budgets: Budgets
+    jobs: Jobs
+    reaper: Reaper
+
+    async def claim(self, job_id: JobId) -> ClaimedJob:
+        claims = await runs.claim_jobs(self.pool, [job_id], DEAD, LEASE)
+        (job,) = claims.jobs
+        return job
+
+    async def open_call(self, job: ClaimedJob) -> Held:
+        scopes = scopes_of(TENANT)
+        (held,) = await self.budgets.hold([HoldRequest(hold_id(job.id, job.run, FIRST), AMOUNT, scopes)])
+        assert isinstance(held, Held)
+        intent = Intent(job.id, job.run, FIRST, "openai", MODEL, held.id, AMOUNT, held.at, scopes, "test")
+        assert await runs.open_calls(self.pool, held.epoch, [intent]) == {job.id}
+        return held
+
+    async def crash(self, job_id: JobId) -> ClaimedJob:
+        job = await self.claim(job_id)
+        await self.open_call(job)
+        return job
+
+
+@pytest.fixture
+async def doomed(pool: Pool, redis: Redis, budgets: Budgets, jobs: Jobs, reaper: Reaper) -> Doomed:
+    await budgets.set("global", WindowKind.TOTAL, NanoUSD(1_000_000), BudgetPolicy.REJECT)
+    return Doomed(pool, redis, budgets, jobs, reaper)
+
+
+def answered(job: ClaimedJob) -> Conclusion:
+    return Conclusion(
+        job.id,
+        job.run,
+        FIRST,
+        "answered",
+        timedelta(seconds=1),
+        status=200,
+        usage=Usage(9, 0, 3, 0),
+        cost=COST,
+        answer=b"{}",
+    )
+
+
+async def finish(pool: Pool, job: ClaimedJob) -> object:
+    return await runs.finish(
+        pool,
+        DEAD,
+        1,
+        conclusions=[answered(job)],
+        attempts=[AttemptRecord(job.id, job.run, 1, FIRST, "succeeded")],
+        ends=[RunEnd(job.id, job.run, Succeeded(), 0, (job.run, FIRST))],
+    )
+
+
+async def lease_in_redis(redis: Redis, job_id: JobId) -> float | None:
+    """Seconds until an id is due again; None when it is not in its queue."""
+    score = await redis.evaluate(
+        script(
+            "local time, score = redis.call('TIME'), redis.call('ZSCORE', ARGV[1], ARGV[2]) "
+            "local shift = redis.call('GET', 'headrace:clock') or '0' "
+            "return score and tostring((score - shift) / 1000 - time[1])"
+        ),
+        (),
+        [keys.QUEUE + keys.queue_name(QUEUE), str(job_id)],
+    )
+    return float(score) if isinstance(score, bytes) else None
+
+
+async def test_each_claim_raises_the_run(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
+    (job_id,) = await jobs.add()
+    first = await doomed.claim(job_id)
+    assert (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
+    assert await runs.release_jobs(pool, [(job_id, first.run)], WaitReason.SHUTDOWN) == [job_id]
+    second = await doomed.claim(job_id)
+    assert (first.run, second.run) == (1, 2)
+    row = await jobs.row(job_id)
+    assert (row["attempts"], row["crashes"]) == (0, 0)
+
+
+async def test_what_is_not_due_is_not_claimed(pool: Pool, jobs: Jobs, clock: Clock) -> None:
+    (job_id,) = await jobs.add(delay=timedelta(minutes=1))
+    assert (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
+    await clock.advance(timedelta(minutes=1, seconds=1))
+    assert [job.id for job in (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs] == [job_id]
+
+
+async def test_a_run_that_was_overtaken_ends_nothing(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
+    (job_id,) = await jobs.add()
+    old = await doomed.crash(job_id)
+    await runs.release_jobs(pool, [(job_id, old.run)], WaitReason.SHUTDOWN)
+    await doomed.claim(job_id)
+    before = await jobs.row(job_id)
+    assert await finish(pool, old) == {}
+    assert await jobs.row(job_id) == before
+    (call,) = await jobs.calls(job_id)
+    assert (call["state"], call["cost_nano"]) == ("answered", COST)
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_a_run_that_was_overtaken_may_make_no_call(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
+    (job_id,) = await jobs.add()
+    old = await doomed.claim(job_id)
+    await runs.release_jobs(pool, [(job_id, old.run)], WaitReason.SHUTDOWN)
+    with pytest.raises(AssertionError, match="set"):
+        await doomed.open_call(old)
+    assert await jobs.calls(job_id) == []
+
+
+async def test_a_finish_that_is_sent_twice_books_once(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
+    (job_id,) = await jobs.add()
+    job = await doomed.crash(job_id)
+    assert await finish(pool, job) == {(job_id, job.run): JobState.SUCCEEDED}
+    assert await finish(pool, job) == {}
+    assert (await jobs.spend())["global", "total"] == (COST, 0)
+    assert len(await jobs.attempts(job_id)) == 1
+
+
+async def test_the_heartbeat_renews_rows_and_queue(
+    pool: Pool, redis: Redis, jobs: Jobs, scripted: ScriptedProvider, clock: Clock
+) -> None:
+    scripted.open.clear()
+    (job_id,) = await jobs.add()
+    async with running_worker(lease_seconds=3):
+        await scripted.arrived(1)
+        # Most of the lease passes at once; then it is whole again.
+        await clock.advance(timedelta(seconds=2.5))
+        ends = await pool.fetchval("SELECT headrace.now() + interval '2 seconds'")
+        await jobs.until(job_id, lambda row: row["lease_until"] > ends)
+        left = await eventually(
+            lambda: lease_in_redis(redis, job_id), lambda left: left is not None and left > 2.5 + 1
+        )
+        assert left is not None
+        # What is missing in Redis under a live row is taken again.
+        await redis.evaluate(script("return redis.call('FLUSHALL')"))
+        await eventually(lambda: lease_in_redis(redis, job_id), lambda left: left is not None)
+        scripted.open.set()
+        (ending,) = await jobs.ended([job_id])
+    assert (ending.job.state, ending.job.run) == (JobState.SUCCEEDED, 1)
+    assert await lease_in_redis(redis, job_id) is None
+
+
+async def test_a_lost_lease_cancels_the_call_and_ends_nothing(
+    pool: Pool, jobs: Jobs, scripted: ScriptedProvider
+) -> None:
+    scripted.open.clear()
+    (job_id,) = await jobs.add()
+    async with running_worker(lease_seconds=1.5):
+        await scripted.arrived(1)
+        # Somebody else has it now.
+        await pool.execute(
+            "UPDATE headrace.jobs SET run = run + 1, worker = 'other',"
+            " lease_until = headrace.now() + interval '1 hour' WHERE id = $1",
+            job_id,
+        )
+        call = await eventually(
+            lambda: jobs.calls(job_id), lambda calls: [call["state"] for call in calls] == ["suspense"]
+        )
+    assert (call[0]["suspense_nano"], call[0]["error_class"]) == (call[0]["held_nano"], "cancelled")
+    row = await jobs.row(job_id)
+    assert (row["state"], row["run"], row["worker"]) == ("running", 2, "other")
+    assert await jobs.attempts(job_id) == []
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_leases_that_cannot_be_renewed_in_time_are_lost(
+    postgres_url: str, pool: Pool, dispatch: Dispatch, jobs: Jobs, doomed: Doomed
+) -> None:
+    (job_id,) = await jobs.add()
+    job = await doomed.claim(job_id)
+    lost: asyncio.Queue[tuple[JobId, WaitReason | ErrorClass]] = asyncio.Queue()
+    heartbeat = Heartbeat(
+        pool,
+        dispatch,
+        DEAD,
+        lease=timedelta(seconds=1),
+        running={job_id: job},
+        interrupt=lambda job_id, reason: lost.put_nowait((job_id, reason)),
+        introduce=lambda: ("host", 1, ("default",)),
+    )
+    # The store hangs: it neither answers nor refuses.
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE headrace.workers IN ACCESS EXCLUSIVE MODE")
+        beating = asyncio.create_task(heartbeat.run())
+        async with asyncio.timeout(10):
+            assert await lost.get() == (job_id, WaitReason.LOST_LEASE)
+    beating.cancel()
+    await asyncio.gather(beating, return_exceptions=True)
+
+
+async def test_the_reaper_takes_back_what_a_dead_worker_held(doomed: Doomed, clock: Clock) -> None:
+    redis, jobs, reaper = doomed.redis, doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add()
+    job = await doomed.crash(job_id)
+    await reaper.turn()
+    assert (await jobs.row(job_id))["state"] == "running"
+    assert (await doomed.budgets.view())[0].held == AMOUNT
+    await clock.advance(LEASE + timedelta(seconds=1))
+    await reaper.turn()
+    row = await jobs.row(job_id)
+    assert (row["state"], row["crashes"], row["attempts"]) == ("queued", 1, 0)
+    assert row["waiting_for"] == WaitReason.LOST_LEASE
+    (call,) = await jobs.calls(job_id)
+    assert (call["state"], call["suspense_nano"]) == ("suspense", AMOUNT)
+    (view,) = await doomed.budgets.view()
+    assert (view.held, view.state.suspense, view.state.settled) == (0, AMOUNT, 0)
+    assert await spent(redis) == {"held": 0, "suspense": AMOUNT}
+    left = await lease_in_redis(redis, job_id)
+    assert left is not None
+    assert left <= 1
+    assert (await doomed.claim(job_id)).run == job.run + 1
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def spent(redis: Redis) -> dict[str, int]:
+    counters = await redis.hash(keys.SPENT)
+    return {part: int(counters.get(f"global|total|{part}", 0)) for part in ("held", "suspense")}
+
+
+async def test_an_answer_that_comes_after_the_reaper_is_booked_and_not_paid_for_again(
+    doomed: Doomed, clock: Clock, scripted: ScriptedProvider
+) -> None:
+    pool, jobs, reaper = doomed.pool, doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add()
+    late = await doomed.crash(job_id)
+    await clock.advance(LEASE + timedelta(seconds=1))
+    await reaper.turn()
+    assert await finish(pool, late) == {}
+    (call,) = await jobs.calls(job_id)
+    assert (call["state"], call["cost_nano"], call["suspense_nano"]) == ("answered", COST, 0)
+    assert (await jobs.spend())["global", "total"] == (COST, 0)
+    assert (await jobs.row(job_id))["state"] == "queued"
+    async with running_worker():
+        (ending,) = await jobs.ended([job_id])
+    assert (ending.job.state, ending.job.run) == (JobState.SUCCEEDED, 2)
+    assert ending.answer is not None
+    assert (ending.answer.run, ending.answer.body) == (1, b"{}")
+    assert scripted.requests == []
+
+
+async def test_a_frozen_worker_that_wakes_up_corrects_the_counters(
+    doomed: Doomed, clock: Clock, scripted: ScriptedProvider
+) -> None:
+    pool, redis, jobs = doomed.pool, doomed.redis, doomed.jobs
+    scripted.open.clear()
+    (job_id,) = await jobs.add()
+    async with running_worker(lease_seconds=60):
+        await scripted.arrived(1)
+        await clock.advance(timedelta(seconds=61))
+        await runs.reap(pool)
+        await pool.execute(
+            "UPDATE headrace.jobs SET run_at = run_at + interval '1 hour' WHERE id = $1", job_id
+        )
+        held = (await jobs.calls(job_id))[0]["held_nano"]
+        await doomed.budgets.rebuild()
+        assert await spent(redis) == {"held": 0, "suspense": held}
+        scripted.open.set()
+        await eventually(lambda: spent(redis), lambda found: found == {"held": 0, "suspense": 0})
+    (call,) = await jobs.calls(job_id)
+    assert (call["state"], call["suspense_nano"]) == ("answered", 0)
+    assert (await jobs.row(job_id))["state"] == "queued"
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_the_third_crash_quarantines_and_calls_back(doomed: Doomed, clock: Clock) -> None:
+    redis, jobs, reaper = doomed.redis, doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add(webhook="https://example.com/hook")
+    for _ in range(3):
+        await doomed.crash(job_id)
+        await clock.advance(LEASE + timedelta(seconds=1))
+        await reaper.turn()
+    row = await jobs.row(job_id)
+    assert (row["state"], row["error_class"], row["crashes"]) == ("failed", "quarantined", 3)
+    assert [call["state"] for call in await jobs.calls(job_id)] == ["suspense"] * 3
+    (delivery,) = await jobs.deliveries(job_id)
+    assert delivery["event_type"] == "job.failed"
+    assert await lease_in_redis(redis, job_id) is None
+    assert (await doomed.budgets.view())[0].held == 0
+
+
+async def test_an_intent_that_arrives_after_its_run_is_not_held_for_ever(
+    doomed: Doomed, clock: Clock
+) -> None:
+    pool, redis, jobs, reaper = doomed.pool, doomed.redis, doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add()
+    job = await doomed.crash(job_id)
+    await runs.release_jobs(pool, [(job_id, job.run)], WaitReason.SHUTDOWN)
+    await reaper.turn()
+    assert [call["state"] for call in await jobs.calls(job_id)] == ["open"]
+    await clock.advance(timedelta(seconds=61))
+    await reaper.turn()
+    assert [call["state"] for call in await jobs.calls(job_id)] == ["suspense"]
+    assert await spent(redis) == {"held": 0, "suspense": AMOUNT}
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_holds_without_a_call_are_given_back(
+    redis: Redis, doomed: Doomed, reaper: Reaper, clock: Clock
+) -> None:
+    scopes = scopes_of(TENANT)
+    await doomed.budgets.hold([HoldRequest(hold_id(new_job_id(), Run(1), FIRST), AMOUNT, scopes)])
+    assert (await spent(redis))["held"] == AMOUNT
+    await clock.advance(timedelta(seconds=61))
+    await reaper.turn()
+    assert await spent(redis) == {"held": 0, "suspense": 0}
+
+
+async def test_counters_that_are_an_epoch_behind_stop_nobody(
+    pool: Pool, jobs: Jobs, scripted: ScriptedProvider
+) -> None:
+    (first,) = await jobs.add()
+    async with running_worker():
+        await jobs.ended([first])
+        # Somebody raised it and died before he could put the counters in place.
+        await pool.execute("SELECT headrace.raise_epoch()")
+        (second,) = await jobs.add()
+        (ending,) = await jobs.ended([second])
+    assert ending.job.state is JobState.SUCCEEDED
+
+
+async def test_the_queue_is_put_right_where_the_rows_say_something_else(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs, scripted: ScriptedProvider
+) -> None:
+    ended, absent = (await jobs.add(push=False))[0], new_job_id()
+    future, foreign = (
+        (await jobs.add(push=False, delay=timedelta(hours=1)))[0],
+        (await jobs.add(push=False))[0],
+    )
+    await pool.execute(
+        "UPDATE headrace.jobs SET state = 'cancelled', ended_at = headrace.now() WHERE id = $1", ended
+    )
+    await runs.claim_jobs(pool, [foreign], WorkerId("other"), timedelta(hours=2))
+    everything = (ended, absent, future, foreign)
+    await dispatch.push([(Entry(QUEUE, job_id), timedelta(0)) for job_id in everything])
+    key = keys.QUEUE + keys.queue_name(QUEUE)
+    await redis.evaluate(script("return redis.call('ZADD', ARGV[1], 0, 'no id')"), (), [key])
+
+    async def leases() -> list[float | None]:
+        return [await lease_in_redis(redis, job_id) for job_id in everything]
+
+    def right(found: list[float | None]) -> bool:
+        return found[:2] == [None, None] and all(left is not None and left > 3000 for left in found[2:])
+
+    async with running_worker():
+        await eventually(leases, right)
+        (last,) = await jobs.add()
+        await jobs.ended([last])
+    assert (await jobs.row(foreign))["worker"] == "other"
+    assert (await jobs.row(future))["run"] == 0
+    members = await redis.evaluate(script("return redis.call('ZCARD', ARGV[1])"), (), [key])
+    assert members == 2
+
+
+async def test_a_deadlock_costs_nobody_his_worker(pool: Pool, jobs: Jobs, scripted: ScriptedProvider) -> None:
+    """A statement of the worker's that the server picks as a victim is made again."""
+    scripted.open.clear()
+    ids = sorted(await jobs.add(2, tenant=Tenant("one")))
+    async with running_worker(lease_seconds=1.5):
+        await scripted.arrived(2)
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL deadlock_timeout = '1h'")
+            lock = "SELECT 1 FROM headrace.jobs WHERE id = $1 FOR UPDATE"
+            await connection.execute(lock, ids[1])
+            # The heartbeat has the first and waits for the second ...
+            await eventually(lambda: waiting(pool), lambda found: found > 0)
+            # ... which now waits for the first: one of them has to give way.
+            await connection.execute(lock, ids[0])
+        scripted.open.set()
+        endings = await jobs.ended(ids)
+    assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+    assert {ending.job.crashes for ending in endings} == {0}
+
+
+async def waiting(pool: Pool) -> int:
+    return int(
+        await pool.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+    )

@@ -1,0 +1,243 @@
+"""What is due in the store and is not in its window gets there, whatever was lost on the way."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+
+from headrace_shared.dispatch import keys
+from headrace_shared.dispatch.connection import Redis
+from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId
+from headrace_shared.job import JobState, Queue
+from headrace_shared.store import feed
+from headrace_shared.store.pool import Pool
+from headrace_shared.testing.behaviour import Behaviour
+from headrace_shared.testing.clock import Clock, script
+from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
+from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_workers.feeder import Feeder
+from headrace_workers.leadership import Leadership
+from headrace_workers.testing import running_worker
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+QUEUE = Queue(LANE, RouteName(MODEL), TENANT)
+MINUTE = timedelta(minutes=1)
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
+    return Jobs(pool, dispatch)
+
+
+async def window(redis: Redis, queue: Queue = QUEUE) -> list[str]:
+    """The ids in a queue's window, in the order they are due."""
+    members = await redis.evaluate(
+        script("return redis.call('ZRANGE', ARGV[1], 0, -1)"), (), [keys.QUEUE + keys.queue_name(queue)]
+    )
+    assert isinstance(members, list)
+    return [bytes(member).decode() for member in members]
+
+
+def texts(ids: list[JobId]) -> list[str]:
+    return [str(job_id) for job_id in sorted(ids)]
+
+
+@asynccontextmanager
+async def feeding(feeder: Feeder, pool: Pool) -> AsyncGenerator[None]:
+    """Let a feeder lead, as a worker does."""
+    leadership = Leadership(pool, WorkerId("w"), "feeder", term=LEASE, turn=feeder.turn, wake=feeder.wake)
+    tasks = [asyncio.create_task(leadership.run()), asyncio.create_task(feeder.listen())]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_commit_of_the_callers_own_is_heard(
+    redis: Redis, jobs: Jobs, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, dispatch = jobs.pool, jobs.dispatch
+    monkeypatch.setattr("headrace_workers.feeder.INTERVAL", timedelta(seconds=5))
+    async with feeding(Feeder(pool, dispatch, listen_url=postgres_url), pool):
+        await eventually(lambda: listeners(pool), lambda found: found == 1)
+        async with pool.acquire() as connection, connection.transaction():
+            ids = await jobs.add(3, push=False, database=connection, notify=True)
+            assert await window(redis) == []
+        soon = timedelta(seconds=3)
+        await eventually(lambda: window(redis), lambda found: found == texts(ids), within=soon)
+
+
+async def listeners(pool: Pool) -> int:
+    """How many sessions wait for a notification; the feeder's own is idle by then."""
+    return int(
+        await pool.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND query ILIKE 'LISTEN%' AND state = 'idle'"
+        )
+    )
+
+
+async def test_where_no_notification_passes_the_feeder_looks_for_itself(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs
+) -> None:
+    async with feeding(Feeder(pool, dispatch, listen_url=None), pool):
+        await eventually(lambda: leader(pool), lambda found: found == "w")
+        ids = await jobs.add(3, push=False, notify=True)
+        await eventually(lambda: window(redis), lambda found: found == texts(ids))
+
+
+async def leader(pool: Pool) -> object:
+    return await pool.fetchval("SELECT holder FROM headrace.leaders WHERE role = 'feeder'")
+
+
+async def test_what_was_rolled_back_leaves_nothing(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs
+) -> None:
+    feeder = Feeder(pool, dispatch, listen_url=None)
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await jobs.add(push=False, database=connection, notify=True)
+        await transaction.rollback()
+    await feeder.turn()
+    assert await window(redis) == []
+    assert await pool.fetchval("SELECT count(*) FROM headrace.jobs") == 0
+
+
+async def test_a_lost_push_is_made_up_for(jobs: Jobs, provider: SimulatedProvider) -> None:
+    async with running_worker():
+        ids = await jobs.add(5, push=False)
+        endings = await jobs.ended(ids)
+    assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+    assert provider.books.total.requests == 5
+
+
+async def test_a_window_is_filled_in_order_and_no_further(pool: Pool, redis: Redis, jobs: Jobs) -> None:
+    ids = await jobs.add(25, push=False)
+    dispatch = Dispatch(redis, window=10)
+    feeder = Feeder(pool, dispatch, listen_url=None, window=10)
+    await feeder.turn()
+    assert await window(redis) == texts(ids)[:10]
+    await feeder.turn()
+    assert len(await window(redis)) == 10
+    assert await redis.evaluate(script("return redis.call('SCARD', 'headrace:deep')")) == 1
+
+
+async def test_a_deep_queue_rings_for_more_and_drains(
+    pool: Pool, redis: Redis, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No look of the feeder's own is due: it comes because the window rings."""
+    monkeypatch.setattr("headrace_workers.feeder.INTERVAL", timedelta(seconds=5))
+    ids = await jobs.add(95, push=False)
+    dispatch = Dispatch(redis, window=10)
+    seen: set[JobId] = set()
+    async with feeding(Feeder(pool, dispatch, listen_url=None, window=10), pool):
+        async with asyncio.timeout(20):
+            while len(seen) < len(ids):
+                claim = await dispatch.claim(4, {LANE: 1}, LEASE, LEASE)
+                claimed = [entry.id for entry in claim.entries]
+                await pool.execute(
+                    "UPDATE headrace.jobs SET state = 'cancelled', ended_at = headrace.now()"
+                    " WHERE id = ANY($1::uuid[])",
+                    claimed,
+                )
+                await dispatch.finish([(entry, None) for entry in claim.entries])
+                assert not seen.intersection(claimed)
+                seen.update(claimed)
+                if not claimed:
+                    await dispatch.wait_for_jobs([LANE], timedelta(seconds=1))
+    assert seen == set(ids)
+
+
+async def test_jobs_for_later_do_not_starve_those_that_are_due(pool: Pool, redis: Redis, jobs: Jobs) -> None:
+    dispatch = Dispatch(redis, window=10)
+    later = Jobs(pool, dispatch)
+    await later.add(20, delay=MINUTE)
+    due = await later.add(3, push=False)
+    await Feeder(pool, dispatch, listen_url=None, window=10).turn()
+    claim = await dispatch.claim(50, {LANE: 1}, LEASE, LEASE)
+    assert [entry.id for entry in claim.entries] == sorted(due)
+
+
+async def test_what_is_due_later_comes_when_it_is_due(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs, clock: Clock
+) -> None:
+    ids = await jobs.add(3, push=False, delay=MINUTE)
+    feeder = Feeder(pool, dispatch, listen_url=None)
+    await feeder.turn()
+    assert await window(redis) == []
+    await clock.advance(MINUTE + timedelta(seconds=1))
+    await feeder.turn()
+    assert await window(redis) == texts(ids)
+
+
+async def test_what_runs_is_not_fed(pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs) -> None:
+    running, queued = await jobs.add(2, push=False)
+    await pool.execute(
+        "UPDATE headrace.jobs SET state = 'running', worker = 'w', lease_until = now() WHERE id = $1", running
+    )
+    await Feeder(pool, dispatch, listen_url=None).turn()
+    assert await window(redis) == [str(queued)]
+
+
+async def test_every_queue_is_seen(pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs) -> None:
+    odd = [Tenant(name) for name in ("a", "a:b", "ä %", "zz")]
+    queues = [Queue(Lane("batch"), RouteName("o/1:x"), tenant) for tenant in odd]
+    for queue in queues:
+        await jobs.add(model=queue.route, tenant=queue.tenant, lane=queue.lane, push=False)
+    assert sorted(await feed.due_queues(pool), key=str) == sorted(queues, key=str)
+    await Feeder(pool, dispatch, listen_url=None).turn()
+    assert [len(await window(redis, queue)) for queue in queues] == [1, 1, 1, 1]
+
+
+async def test_an_urgent_lane_overtakes_a_long_one(jobs: Jobs, provider: SimulatedProvider) -> None:
+    provider.behave(Behaviour(latency=timedelta(milliseconds=5)))
+    batch = await jobs.add(60, lane=Lane("batch"), push=False)
+    urgent = await jobs.add(10, lane=Lane("interactive"), push=False)
+    async with running_worker(concurrency=2):
+        await jobs.ended([*batch, *urgent])
+    ends = {job_id: (await jobs.row(job_id))["ended_at"] for job_id in (*batch, *urgent)}
+    overtaken = sum(ends[job_id] > max(ends[one] for one in urgent) for job_id in batch)
+    assert overtaken > 45
+
+
+async def test_one_feeder_leads_and_another_takes_over(pool: Pool, clock: Clock) -> None:
+    one, other = WorkerId("one"), WorkerId("other")
+    assert await feed.lead(pool, "feeder", one, LEASE)
+    assert not await feed.lead(pool, "feeder", other, LEASE)
+    assert await feed.lead(pool, "reaper", other, LEASE)
+    await clock.advance(LEASE + timedelta(seconds=1))
+    assert await feed.lead(pool, "feeder", other, LEASE)
+    assert not await feed.lead(pool, "feeder", one, LEASE)
+    await feed.resign(pool, "feeder", one)
+    assert not await feed.lead(pool, "feeder", one, LEASE)
+    await feed.resign(pool, "feeder", other)
+    assert await feed.lead(pool, "feeder", one, LEASE)
+
+
+async def test_a_turn_that_breaks_is_not_the_last(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace_workers.leadership._CAMPAIGN", timedelta(milliseconds=10))
+    turns, done = [1, 0], asyncio.Event()
+
+    async def turn() -> timedelta:
+        if turns:
+            return timedelta(seconds=1 // (1 - turns.pop(0)))
+        done.set()
+        return timedelta(0)
+
+    async def wake(_rest: timedelta) -> None:
+        await asyncio.sleep(0.001)
+
+    leadership = Leadership(pool, WorkerId("w"), "reaper", term=LEASE, turn=turn, wake=wake)
+    task = asyncio.create_task(leadership.run())
+    async with asyncio.timeout(10):
+        await done.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,75 @@
+"""`headrace up`: servers and workers in one terminal, until Ctrl-C."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from headrace_shared.store import feed
+from headrace_shared.store.pool import connect, open_pool
+from headrace_shared.testing.jobs import eventually
+from headrace_shared.testing.simulated_provider import SimulatedProvider
+
+HEADRACE = (sys.executable, "-m", "headrace_producer")
+BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+async def start(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *HEADRACE, *arguments, cwd=folder, env=os.environ, stdout=asyncio.subprocess.PIPE
+    )
+
+
+@pytest.fixture
+async def up(tmp_path: Path, provider: SimulatedProvider) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await start(tmp_path, "up", "--concurrency", "10", "--json")
+    yield process
+    if process.returncode is None:
+        process.send_signal(signal.SIGINT)
+    await process.communicate()
+
+
+async def test_a_submission_in_the_same_folder_is_run(
+    up: asyncio.subprocess.Process, tmp_path: Path, provider: SimulatedProvider
+) -> None:
+    assert up.stdout is not None
+    postgres_url: str = json.loads(await up.stdout.readline())["postgres_url"]
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": BODY}
+    (tmp_path / "requests.jsonl").write_text(json.dumps(row))
+    submitted = await start(tmp_path, "submit", "requests.jsonl", "--wait", "-o", "results.jsonl")
+    await submitted.communicate()
+    assert submitted.returncode == 0
+    result = json.loads((tmp_path / "results.jsonl").read_text())
+    assert result["response"]["body"]["object"] == "chat.completion"
+    assert provider.books.total.answered == 1
+    await _a_dead_worker_is_replaced(postgres_url)
+    up.send_signal(signal.SIGINT)
+    assert await up.wait() == 0
+    with pytest.raises(Exception, match="cannot be reached"):
+        await connect(postgres_url)
+    assert (tmp_path / ".headrace").is_dir()
+
+
+async def _a_dead_worker_is_replaced(postgres_url: str) -> None:
+    pool = await open_pool(postgres_url)
+    try:
+        (first,) = await feed.live_workers(pool)
+        os.kill(int(first.id.rsplit("-", 2)[1]), signal.SIGKILL)
+        await eventually(
+            lambda: feed.live_workers(pool), lambda alive: any(one.id != first.id for one in alive)
+        )
+    finally:
+        await pool.close()
+
+
+async def test_a_worker_that_cannot_run_stops_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await start(tmp_path, "up")  # no key of the default provider
+    await process.communicate()
+    assert process.returncode == 2
