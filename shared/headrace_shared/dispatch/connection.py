@@ -6,6 +6,7 @@ noticed at the first connection to it.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,9 @@ Argument = str | bytes | int
 _LUA = files("headrace_shared.dispatch").joinpath("lua")
 _AWAY = (redis.exceptions.RedisError, OSError, TimeoutError)
 _OLDEST_SUPPORTED = 7
+
+COMMAND_SECONDS = 10.0
+"""How long a command may take before the server counts as away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class Redis:
         """The run id of the server that was connected to last."""
         self._client = redis.asyncio.Redis.from_url(
             url,
-            socket_timeout=10,
+            # redis-py would put its timeout around each send with wait_for, which can swallow a
+            # cancellation on Python 3.11: the commands have a deadline of their own instead.
+            socket_timeout=None,
             socket_connect_timeout=5,
             redis_connect_func=self._connected,
             max_connections=1000,
@@ -97,7 +103,8 @@ class Redis:
 
     async def wait_for(self, bells: Sequence[str], timeout: float) -> bool:
         """Wait until one of the bells rings, for some seconds at most."""
-        return await self._command("BLPOP", *bells, f"{timeout:.3f}") is not None
+        rung = await self._command("BLPOP", *bells, f"{timeout:.3f}", seconds=timeout + COMMAND_SECONDS)
+        return rung is not None
 
     async def ring(self, bell: str) -> None:
         """Leave a token for whoever waits at a bell; what nobody takes does not pile up."""
@@ -116,9 +123,10 @@ class Redis:
         """Send a message without content to a channel."""
         await self._command("PUBLISH", channel, "1")
 
-    async def _command(self, *words: Argument) -> object:
+    async def _command(self, *words: Argument, seconds: float = COMMAND_SECONDS) -> object:
         try:
-            return cast("object", await self._client.execute_command(*words))
+            async with asyncio.timeout(seconds):
+                return cast("object", await self._client.execute_command(*words))
         except redis.exceptions.NoScriptError:
             raise
         except _AWAY as error:
@@ -126,7 +134,7 @@ class Redis:
 
     async def _commands(self, commands: Sequence[Sequence[Argument]]) -> list[object]:
         try:
-            async with self._client.pipeline(transaction=False) as pipe:
+            async with asyncio.timeout(COMMAND_SECONDS), self._client.pipeline(transaction=False) as pipe:
                 for words in commands:
                     pipe.execute_command(*words)
                 return cast("list[object]", await pipe.execute())
@@ -157,13 +165,15 @@ class Listener:
 
     async def subscribe(self, channel: str) -> None:
         try:
-            await self._pubsub.subscribe(channel)
+            async with asyncio.timeout(COMMAND_SECONDS):
+                await self._pubsub.subscribe(channel)
         except _AWAY as error:
             raise unavailable(self._address, error) from error
 
     async def unsubscribe(self, channel: str) -> None:
         try:
-            await self._pubsub.unsubscribe(channel)
+            async with asyncio.timeout(COMMAND_SECONDS):
+                await self._pubsub.unsubscribe(channel)
         except _AWAY as error:
             raise unavailable(self._address, error) from error
 

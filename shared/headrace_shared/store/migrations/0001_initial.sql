@@ -318,7 +318,7 @@ BEGIN
                     'tenant', NEW.tenant,
                     'endpoint', NEW.endpoint,
                     'model', NEW.route,
-                    'attempts', NEW.attempts,
+                    'attempts', NEW.attempts + (NEW.state = 'succeeded')::int,
                     'error', CASE WHEN NEW.error_class IS NOT NULL THEN
                         jsonb_build_object('class', NEW.error_class, 'message', NEW.error) END,
                     'usage', jsonb_build_object(
