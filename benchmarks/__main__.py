@@ -7,6 +7,7 @@ the rates: both sides of a ratio are from the same run.
 import asyncio
 import json
 import resource
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -56,6 +57,9 @@ def main(
 
 
 async def _measure(names: list[str], jobs: int) -> list[Figure]:
+    if (task := asyncio.current_task()) is not None:
+        # The servers are stopped on the way out.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     figures: list[Figure] = []
     for name in names:
         progress(f"measuring {name}")

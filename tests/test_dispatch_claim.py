@@ -3,7 +3,7 @@
 from collections import Counter
 from datetime import timedelta
 from pickle import dumps
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -14,6 +14,7 @@ from headrace_shared.ids import JobId, Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import Queue
 from headrace_shared.testing.clock import Clock, script
 
+SOME_UUID = UUID("0190b1f2-7d2a-7c3e-9f10-3b5a6c7d8e9f")
 LANES = {Lane("interactive"): 8, Lane("default"): 4, Lane("batch"): 1}
 LEASE = timedelta(seconds=30)
 NOW = timedelta(0)
@@ -178,9 +179,9 @@ async def test_one_ring_wakes_everybody_in_turn_while_work_is_left(dispatch: Dis
         b"\xff\xfe",
         b"x" * 1_000_000,
         dumps({"function": "headrace", "args": (), "kwargs": {}}),
-        uuid4().hex.encode(),
-        f"urn:uuid:{uuid4()}".encode(),
-        f"{{{uuid4()}}}".encode(),
+        SOME_UUID.hex.encode(),
+        f"urn:uuid:{SOME_UUID}".encode(),
+        f"{{{SOME_UUID}}}".encode(),
         b"ABCDEF00-0000-7000-8000-000000000000",
         b"",
     ],

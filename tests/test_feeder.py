@@ -135,10 +135,10 @@ async def test_a_deep_queue_rings_for_more_and_drains(
 ) -> None:
     """No look of the feeder's own is due: it comes because the window rings."""
     monkeypatch.setattr("headrace_workers.feeder.INTERVAL", timedelta(seconds=5))
-    ids = await jobs.add(95, push=False)
-    dispatch = Dispatch(redis, window=10)
+    ids = await jobs.add(300, push=False)
+    dispatch = Dispatch(redis, window=40)
     seen: set[JobId] = set()
-    async with feeding(Feeder(pool, dispatch, listen_url=None, window=10), pool):
+    async with feeding(Feeder(pool, dispatch, listen_url=None, window=40), pool):
         async with asyncio.timeout(20):
             while len(seen) < len(ids):
                 claim = await dispatch.claim(4, {LANE: 1}, LEASE, LEASE)

@@ -54,8 +54,9 @@ class Feeder:
 
     async def _feed(self, queue: Queue) -> None:
         # The head of the queue is what its window should hold; ids that are there already,
-        # due or leased, are left alone. One more than fits says that the queue is deep.
-        ids = await feed.due_jobs(self._pool, queue, limit=self._window + 1)
+        # due or leased, are left alone. Some more than fit, because a few of the head are leased
+        # and not yet running: what has no room says that the queue is deep.
+        ids = await feed.due_jobs(self._pool, queue, limit=self._window * 5 // 4 + 1)
         await self._dispatch.push([(Entry(queue, job_id), timedelta(0)) for job_id in ids])
 
     async def wake(self, rest: timedelta) -> None:

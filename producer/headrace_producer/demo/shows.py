@@ -11,11 +11,13 @@ from headrace_producer.demo.answering import Answering
 from headrace_producer.demo.screen import Screen
 from headrace_producer.demo.stage import Plan
 from headrace_producer.demo.tasks import CHAT, MODELS, TENANTS, Task, tasks
+from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 
 MANY = 1000
 FEW = 8
+_ENOUGH = 40
 
 TOML = """
 [retries]
@@ -105,6 +107,10 @@ async def open_show(
 
 
 def _many(jobs: int, environment: Mapping[str, str], simulated: SimulatedProvider | None) -> Show:
+    if jobs < _ENOUGH:
+        raise InvalidConfiguration(
+            where="--jobs", reason=f"must be at least {_ENOUGH}, to outlast the outage"
+        )
     slots = max(3, min(12, jobs // 12))
     plan = Plan(TOML, TENANTS, 2, slots, _LEASE_SECONDS, environment)
     return Show("openai", MODELS, plan, tasks(jobs), simulated)
