@@ -19,7 +19,7 @@ from headrace_shared.store import money
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
-from headrace_shared.testing.spending import Spender, counted, flush
+from headrace_shared.testing.spending import Call, Spender, counted, flush
 from headrace_workers.breaker import Breakers
 from headrace_workers.configured import Configured
 from headrace_workers.reaper import Reaper
@@ -229,6 +229,45 @@ async def test_a_settlement_that_races_a_rebuild_counts_once(
     assert await counted(redis, GLOBAL) == (33, 0, 0)
     await budgets.settle(settlements)
     assert await counted(redis, GLOBAL) == (33, 0, 0)
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+async def test_an_intent_that_races_a_rebuild_is_refused_or_held(
+    spender: Spender, pool: Pool, budgets: Budgets, redis: Redis, point: str
+) -> None:
+    await limit(budgets, GLOBAL, 100)
+    call = await spender.hold(budgets, 60, GLOBAL)
+    accepted: list[bool] = []
+
+    async def intend() -> None:
+        accepted.append(await spender.intend(call))
+
+    async def nothing() -> None:
+        pass
+
+    hooks = (intend, nothing) if point == "before" else (nothing, intend)
+    await Budgets(Interrupted(pool, *hooks), redis).rebuild()
+    assert await counted(redis, GLOBAL) == (0, 0, 60 if accepted[0] else 0)
+
+
+async def test_a_rebuild_that_was_overtaken_changes_nothing(
+    spender: Spender, pool: Pool, budgets: Budgets, redis: Redis
+) -> None:
+    await limit(budgets, GLOBAL, 100)
+    calls: list[Call] = []
+
+    async def nothing() -> None:
+        pass
+
+    async def overtake() -> None:
+        await budgets.rebuild()
+        calls.append(await spender.hold(budgets, 60, GLOBAL))
+
+    slow = Budgets(Interrupted(pool, nothing, overtake), redis)
+    await slow.rebuild()
+    assert await counted(redis, GLOBAL) == (0, 0, 60)
+    assert await spender.intend(calls[0])
+    assert (await spender.refused(Budgets(pool, redis), 41, GLOBAL)).missing == 1
 
 
 async def test_no_call_goes_out_on_a_hold_of_an_older_epoch(spender: Spender, budgets: Budgets) -> None:

@@ -79,7 +79,7 @@ async def test_a_success_says_what_it_cost_and_what_it_was(
         "tenant": TENANT,
         "endpoint": "/v1/chat/completions",
         "model": "gpt-4o-mini",
-        "attempts": 0,
+        "attempts": 1,
         "usage": {
             "prompt_tokens": ending.bill.usage.prompt_tokens,
             "completion_tokens": ending.bill.usage.completion_tokens,

@@ -242,6 +242,7 @@ async def test_leases_that_cannot_be_renewed_in_time_are_lost(
         running={job_id: job},
         interrupt=lambda job_id, reason: lost.put_nowait((job_id, reason)),
         introduce=lambda: ("host", 1, ("default",)),
+        follow=(await Configured.load(pool)).follow,
     )
     # The store hangs: it neither answers nor refuses.
     async with pool.acquire() as connection, connection.transaction():

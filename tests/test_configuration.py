@@ -4,6 +4,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest, MissingSetting
 from headrace_shared.routes import Route, Target

@@ -162,11 +162,13 @@ async def test_a_breakers_gate_lets_one_job_through_for_each_lease(dispatch: Dis
         probes = [*probes, *await claim(dispatch, 100)]
         assert await claim(dispatch, 100) == []
         assert len(probes) == number
+        await push(dispatch, Queue(Lane("interactive"), BEHIND.route, Tenant(f"new-{number}")))
+        assert await claim(dispatch, 100) == []
         await clock.advance(PROBE - SECOND)
         assert await claim(dispatch, 100) == []
         await clock.advance(SECOND)
     await dispatch.open_gate(gate)
-    assert len(await claim(dispatch, 100)) == 100 - len(probes)
+    assert len(await claim(dispatch, 200)) == 100 + 3 - len(probes)
 
 
 async def test_a_breakers_gate_keeps_its_probe_for_a_queue_that_has_a_job(

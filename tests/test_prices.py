@@ -3,14 +3,15 @@ from decimal import Decimal
 
 import genai_prices
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.errors import UnknownPrice
 from headrace_shared.money import from_decimal
 from headrace_shared.prices import PriceBook
 from headrace_shared.routes import Target
 from headrace_shared.usage import Usage
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 MODELS = [

@@ -2,10 +2,11 @@ import json
 from collections.abc import Mapping
 
 import pytest
-from headrace_shared.errors import BodyTooLarge, HeadraceError, InvalidRequest
-from headrace_shared.request import ENDPOINTS, CheckedRequest, Endpoint, check_request, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from headrace_shared.errors import BodyTooLarge, HeadraceError, InvalidRequest
+from headrace_shared.request import ENDPOINTS, CheckedRequest, Endpoint, check_request, prepare
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]

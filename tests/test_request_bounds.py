@@ -1,11 +1,12 @@
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.request import CheckedRequest, check_request, prepare
 from headrace_shared.request_bounds import FILE_TOKENS, FRAMING_TOKENS, IMAGE_TOKENS
-from hypothesis import given
-from hypothesis import strategies as st
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -11,12 +11,13 @@ from datetime import timedelta
 import aiohttp
 import openai
 import pytest
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletion
+
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.calls import Endpoint, prompt_hash
 from headrace_shared.testing.simulated_provider import SimulatedProvider
-from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletion
 
 
 @asynccontextmanager

@@ -1,10 +1,11 @@
 import json
 
 import pytest
-from headrace_shared.request import ENDPOINTS, Endpoint
-from headrace_shared.usage import NO_USAGE, Finish, Usage, read_answer, read_finish, read_usage
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace_shared.request import ENDPOINTS, Endpoint
+from headrace_shared.usage import NO_USAGE, Finish, Usage, read_answer, read_finish, read_usage
 
 CHAT, RESPONSES, EMBEDDINGS, MODERATIONS = ENDPOINTS
 

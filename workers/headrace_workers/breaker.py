@@ -37,6 +37,9 @@ SYNC_INTERVAL = 0.05
 """Seconds that outcomes of calls are gathered before they are shared."""
 
 _UNHEALTHY = frozenset({ErrorClass.TRANSIENT, ErrorClass.TIMEOUT, ErrorClass.UNREADABLE})
+_TURNS_OF_A_LOOK = 20
+"""So many turns apart a process without news looks at what it knows of the fleet."""
+
 _TRIPPED = 1
 _LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
 
@@ -167,6 +170,11 @@ class Breaker:
                 return "half_open"
             case _:
                 return "closed"
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to share."""
+        return bool(self._storage.unshared_answered or self._storage.unshared_failed)
 
     @property
     def is_dirty(self) -> bool:
@@ -318,10 +326,12 @@ class Breakers:
 
     async def run(self) -> None:
         """Share outcomes with the fleet until cancelled."""
+        turn = 0
         while True:
             await asyncio.sleep(SYNC_INTERVAL)
+            turn = (turn + 1) % _TURNS_OF_A_LOOK
             for breaker in self.all():
-                if breaker.is_dirty:
+                if breaker.has_news or (turn == 0 and breaker.is_dirty):
                     try:
                         await breaker.share()
                     except DispatchUnavailable:

@@ -8,7 +8,7 @@ leases cannot be renewed; when the last renewal is a lease old, all of them are 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
@@ -40,6 +40,7 @@ class Heartbeat:
         running: Mapping[JobId, ClaimedJob],
         interrupt: Interrupt,
         introduce: Callable[[], tuple[str, int, tuple[str, ...]]],
+        follow: Callable[[int], Awaitable[None]],
     ) -> None:
         self._pool = pool
         self._dispatch = dispatch
@@ -48,6 +49,7 @@ class Heartbeat:
         self._running = running
         self._interrupt = interrupt
         self._introduce = introduce
+        self._follow = follow
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -73,9 +75,11 @@ class Heartbeat:
     async def beat(self) -> None:
         """Renew all leases once, and take note of what was lost or is to be cancelled."""
         host, slots, lanes = self._introduce()
-        await feed.register_worker(
+        version = await feed.register_worker(
             self._pool, self._worker, host=host, slots=slots, lanes=lanes, alive=2 * self._lease
         )
+        # A claim says so too, but one of a lane that this worker does not know yet is never made.
+        await self._follow(version)
         held = {job_id: job.run for job_id, job in self._running.items()}
         if not held:
             return

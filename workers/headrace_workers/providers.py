@@ -14,7 +14,7 @@ from http import HTTPStatus
 import aiohttp
 import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient
+from openai import AsyncOpenAI, DefaultAioHttpClient, Omit
 from pydantic import BaseModel, ValidationError
 
 from headrace_shared.outcome import ErrorClass, Failure
@@ -44,6 +44,18 @@ _BY_STATUS: dict[int, ErrorClass] = {
 }
 
 
+class _Client(AsyncOpenAI):
+    """The SDK's client; it puts its unchanging headers together once, not for each call."""
+
+    _headers: dict[str, str | Omit] | None = None
+
+    @property
+    def default_headers(self) -> dict[str, str | Omit]:
+        if self._headers is None:
+            self._headers = super().default_headers
+        return dict(self._headers)
+
+
 class ProviderClient:
     """One provider's connections and key."""
 
@@ -53,9 +65,10 @@ class ProviderClient:
         connect, read = timeouts.connect.total_seconds(), timeouts.read.total_seconds()
         timeout = httpx2.Timeout(read, connect=connect, pool=self._total)
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._client = AsyncOpenAI(
+        self._client = _Client(
             base_url=provider.base_url,
-            api_key=provider.api_key.resolve().reveal(),
+            # The SDK wants a key even where the provider wants none.
+            api_key=provider.api_key.resolve().reveal() or "none",
             default_headers=provider.resolve_headers(),
             max_retries=0,
             timeout=timeout,
@@ -71,7 +84,8 @@ class ProviderClient:
                     endpoint.removeprefix("/v1"),
                     content=body,
                     cast_to=httpx2.Response,
-                    options={"headers": _JSON},
+                    # Without a key the SDK makes one for each call and sends it nowhere.
+                    options={"headers": _JSON, "idempotency_key": ""},
                 )
         except TimeoutError:
             failure = Failure(ErrorClass.TIMEOUT, f"no answer within {self._total:g} s")

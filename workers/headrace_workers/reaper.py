@@ -58,7 +58,9 @@ class Reaper:
             len(harvest.jobs),
             extra={"action": "reap", "jobs": len(harvest.jobs)},
         )
-        await self._settle_suspended(harvest.holds)
+        # A worker that died may have held money for calls it never journalled, or not yet have
+        # released what it had written down: only the ledger knows, so the counters start from it.
+        await self._budgets.rebuild()
         back = [job for job in harvest.jobs if job.state is JobState.QUEUED]
         await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
         await self._dispatch.finish(

@@ -167,6 +167,7 @@ async def _services(settings: Settings, parts: Parts, worker: Worker) -> AsyncGe
         running=parts.running,
         interrupt=worker.interrupt,
         introduce=lambda: (socket.gethostname(), settings.concurrency, tuple(worker.lanes())),
+        follow=worker.follow,
     )
     await heartbeat.beat()
     stop = asyncio.Event()
@@ -240,6 +241,7 @@ def _deliverer(settings: Settings, parts: Parts, worker: Worker) -> Deliverer:
         policy,
         doorbell=worker.callback_bell,
         metrics=parts.telemetry.metrics,
+        margin=settings.lease,
     )
 
 

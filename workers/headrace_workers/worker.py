@@ -6,6 +6,7 @@ docs/adr/0002-arq-subclassed.md. The version of arq is pinned, and a test compar
 overridden here with what arq has.
 """
 
+# pyright: reportUnknownMemberType=false
 import asyncio
 import contextlib
 import logging
@@ -175,7 +176,7 @@ class Worker(ArqWorker):
                 await self._dispatch.finish([(entry, _MOMENT) for entry in claim.entries])
             raise
         if claims.configuration is not None:
-            await self._follow(claims.configuration)
+            await self.follow(claims.configuration)
         for job in claims.jobs:
             self.running[job.id] = job
             task = self.loop.create_task(self._run(job), name=f"job-{job.id}")
@@ -184,7 +185,8 @@ class Worker(ArqWorker):
         claimed = {job.id for job in claims.jobs}
         await self._put_right([entry for entry in claim.entries if entry.id not in claimed])
 
-    async def _follow(self, version: int) -> None:
+    async def follow(self, version: int) -> None:
+        """Work under this version of the configuration, or a newer one, from now on."""
         try:
             await self._configured.follow(version)
         except (InvalidConfiguration, *UNREACHABLE) as error:

@@ -43,7 +43,7 @@ max_output_tokens = 16
 
 [providers.local]
 base_url = "{url}"
-api_key = "env:LOCAL_API_KEY"
+api_key = "none"
 read_timeout = "10m"
 total_timeout = "10m"
 
@@ -119,7 +119,7 @@ def _many(jobs: int, environment: Mapping[str, str], simulated: SimulatedProvide
 def _few(jobs: int, url: str) -> Show:
     toml = _LOCAL_TOML.format(url=url, model=local_model.NAME)
     work = [_beginning(number) for number in range(jobs)]
-    plan = Plan(toml, TENANTS[:1], 1, 2, _LOCAL_LEASE_SECONDS, {"LOCAL_API_KEY": "unused", **_DIRECT})
+    plan = Plan(toml, TENANTS[:1], 1, 2, _LOCAL_LEASE_SECONDS, _DIRECT)
     return Show("local", (local_model.NAME,), plan, work, crash=False, answers_shown=jobs)
 
 

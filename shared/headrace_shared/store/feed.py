@@ -61,9 +61,10 @@ async def resign(database: Database, role: str, holder: WorkerId) -> None:
 
 async def register_worker(
     database: Database, worker: WorkerId, *, host: str, slots: int, lanes: Sequence[str], alive: timedelta
-) -> None:
-    """Say that a worker is there, and for how long to believe it."""
-    await database.execute(_SQL["register_worker"], worker, host, slots, lanes, alive.total_seconds())
+) -> int:
+    """Say that a worker is there, and for how long to believe it; return the configuration in force."""
+    row = await database.fetchrow(_SQL["register_worker"], worker, host, slots, lanes, alive.total_seconds())
+    return int(row["configuration"]) if row else 0
 
 
 async def forget_worker(database: Database, worker: WorkerId) -> None:

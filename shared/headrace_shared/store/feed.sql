@@ -40,7 +40,8 @@ DELETE FROM headrace.leaders WHERE role = $1 AND holder = $2;
 -- name: register_worker
 INSERT INTO headrace.workers (id, host, slots, lanes, started_at, alive_until)
 VALUES ($1, $2, $3, $4, headrace.now(), headrace.now() + make_interval(secs => $5))
-ON CONFLICT (id) DO UPDATE SET alive_until = excluded.alive_until;
+ON CONFLICT (id) DO UPDATE SET alive_until = excluded.alive_until, lanes = excluded.lanes
+RETURNING (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
 
 -- name: forget_worker
 DELETE FROM headrace.workers WHERE id = $1;

@@ -32,7 +32,6 @@ from headrace_workers.webhooks.sender import Delivered, Failed, Gone, Outcome, S
 MAX_RETRY_AFTER = timedelta(hours=24)
 JITTER = 0.2
 
-_LEASE_MARGIN = timedelta(seconds=30)  # over an attempt's timeout: the time to write it down
 _STORE_TIMEOUT = 10.0
 _MAX_BACKOFF = 5.0
 _STORE_ERRORS = (
@@ -60,6 +59,7 @@ class Deliverer:
         per_receiver: attempts in flight to one host and port, so that a slow one holds up no other.
         poll: how often the store is asked when the doorbell is silent.
         drain: how long attempts in flight may go on after the stop.
+        margin: what a claim lasts longer than an attempt may take: the time to write it down.
 
     """
 
@@ -75,6 +75,7 @@ class Deliverer:
         per_receiver: int = 5,
         poll: timedelta = timedelta(seconds=1),
         drain: timedelta = timedelta(seconds=5),
+        margin: timedelta = timedelta(seconds=30),
     ) -> None:
         self._database = database
         self._sender = sender
@@ -85,6 +86,7 @@ class Deliverer:
         self._per_receiver = per_receiver
         self._poll = poll.total_seconds()
         self._drain_seconds = drain.total_seconds()
+        self._margin = margin
         self._sending: dict[asyncio.Task[AttemptRecord], ClaimedDelivery] = {}
         self._made: list[AttemptRecord] = []
         self._failures = 0
@@ -154,7 +156,7 @@ class Deliverer:
             limit=free,
             per_receiver=self._per_receiver,
             in_flight=Counter(delivery.receiver for delivery in self._sending.values()),
-            lease=self._policy.timeout + _LEASE_MARGIN,
+            lease=self._policy.timeout + self._margin,
         )
 
     def _start(self, sender: Sender, delivery: ClaimedDelivery) -> None:
