@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 
+from headrace_shared.batching import Batcher
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import DispatchError
 
@@ -21,14 +22,20 @@ class Announcer:
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self._away_until = 0.0
+        self._pushes = Batcher(self._push)
 
     async def enqueued(self, entries: Sequence[tuple[Entry, timedelta]]) -> None:
+        """Push new ids; those of callers at the same time in one round trip."""
         if entries and not self._is_away():
-            await self._try(self._dispatch.push(entries))
+            await self._try(self._pushes.submit(entries))
 
     async def ended(self, entries: Sequence[Entry]) -> None:
         if entries and not self._is_away():
             await self._try(self._dispatch.finish([(entry, None) for entry in entries]))
+
+    async def _push(self, batch: Sequence[Sequence[tuple[Entry, timedelta]]]) -> list[None]:
+        await self._dispatch.push([one for entries in batch for one in entries])
+        return [None] * len(batch)
 
     def _is_away(self) -> bool:
         return asyncio.get_running_loop().time() < self._away_until

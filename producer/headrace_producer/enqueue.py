@@ -1,6 +1,7 @@
 """Jobs are saved here: checked, inserted all or none, and announced."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
@@ -12,9 +13,10 @@ from headrace_producer.announcing import Announcer
 from headrace_producer.checking import Checker, JobRequest
 from headrace_producer.in_force import InForce, Snapshot, read_snapshot
 from headrace_producer.reaching import reaching
+from headrace_shared.batching import Batcher
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.errors import InvalidInput, StoreError
-from headrace_shared.ids import Lane
+from headrace_shared.ids import JobId, Lane
 from headrace_shared.job import NewJob, Queue
 from headrace_shared.store.jobs import Inserted, insert_jobs
 from headrace_shared.store.pool import Connection, Pool
@@ -46,6 +48,7 @@ class Enqueuer:
         self._in_force = in_force
         self._checker = checker
         self._announcer = announcer
+        self._singles = Batcher(self._insert_singles, max_size=CHUNK)
 
     async def enqueue(
         self, requests: Sequence[JobRequest], connection: Connection | None = None
@@ -115,11 +118,30 @@ class Enqueuer:
     ) -> list[Saved]:
         job = self._checker.check(request, snapshot, None)
         with producer_span(job.lane, job_id=job.id) as traceparent:
-            jobs = [replace(job, traceparent=traceparent) if traceparent else job]
+            job = replace(job, traceparent=traceparent) if traceparent else job
+            jobs = [job]
+            if connection is None and job.idempotency_key is None:
+                saved = await self._singles.submit((snapshot, job))
+                if saved is None:
+                    raise _Outdated
+                return [saved]
             if connection is None:
                 return await _insert(self._pool, snapshot, jobs, notify=False)
             async with connection.transaction():  # a refusal leaves the caller's usable
                 return await _insert(connection, snapshot, jobs, notify=True)
+
+    async def _insert_singles(self, batch: Sequence[tuple[Snapshot, NewJob]]) -> list[Saved | None]:
+        """Save jobs of callers at the same time in one statement; None for what is outdated.
+
+        Only jobs without a key: a key that belongs to another body would undo the others.
+        """
+        saved: dict[JobId, Saved] = {}
+        for snapshot in {snapshot.version: snapshot for snapshot, _ in batch}.values():
+            jobs = [job for its, job in batch if its.version == snapshot.version]
+            # The others of the batch are saved by now, or will be: only these are checked again.
+            with contextlib.suppress(_Outdated):
+                saved |= {one[0].id: one for one in await _insert(self._pool, snapshot, jobs, notify=False)}
+        return [saved.get(job.id) for _, job in batch]
 
     async def _save_many(
         self,
