@@ -16,6 +16,7 @@ from typing import cast
 
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Argument, Redis, Script, unavailable
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import HoldId, Tenant
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.store import money
@@ -36,6 +37,7 @@ CHECK_EVERY = timedelta(seconds=1)
 it and putting the counters in place leaves counters that look right and pay for no call."""
 
 _TRIES = 10
+_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +167,22 @@ class Budgets:
         """Set a budget; it holds from now on, for what is under way as well."""
         await money.set_budget(self._database, scope, kind, limit, policy)
         await self.rebuild()
+        await self._wake_waiters(scope)
 
     async def remove(self, scope: str, kind: WindowKind) -> bool:
         removed = await money.remove_budget(self._database, scope, kind)
         await self.rebuild()
+        await self._wake_waiters(scope)
         return removed
+
+    async def _wake_waiters(self, scope: str) -> None:
+        """Jobs that were put back until a window turns may fit by now: they try again."""
+        dispatch = Dispatch(self._redis)
+        while woken := await money.wake_waiters(self._database, scope, limit=_PAGE):
+            entries = [(Entry(queue, job_id), timedelta(0)) for job_id, queue in woken]
+            await dispatch.push(entries, overwrite=True)
+            if len(woken) < _PAGE:
+                return
 
     async def view(self) -> list[BudgetView]:
         """Return every budget with what is settled, held and in suspense now."""

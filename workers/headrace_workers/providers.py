@@ -5,6 +5,7 @@ does. What comes back is a value of `Reply`.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -105,7 +106,7 @@ def _since(started: float) -> timedelta:
 
 
 def _answered(latency: timedelta, endpoint: Endpoint, response: httpx2.Response) -> Reply:
-    request_id = _request_id(response)
+    request_id = response.headers.get("x-request-id")
     parsed = read_answer(endpoint, response.content)
     if parsed is None or parsed.usage is None:
         failure = Failure(ErrorClass.UNREADABLE, "the provider's answer could not be read")
@@ -140,7 +141,7 @@ def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
         f"{response.status_code}: {message}"[:_MESSAGE_LENGTH],
         retry_after(response.headers),
     )
-    request_id = _request_id(response)
+    request_id = response.headers.get("x-request-id")
     return Refused(latency, failure, response.status_code, request_id, response.content)
 
 
@@ -172,11 +173,6 @@ def _error_of(body: bytes) -> tuple[str, str]:
     return code, _clean(error.message or code)
 
 
-def _request_id(response: httpx2.Response) -> str | None:
-    request_id = response.headers.get("x-request-id")
-    return _clean(request_id[:_MESSAGE_LENGTH]) if request_id else None
-
-
 def _clean(text: str) -> str:
     # Postgres holds no NUL, and a lone surrogate is no UTF-8.
     return text.replace("\0", "").encode("utf-8", "replace").decode()
@@ -184,16 +180,16 @@ def _clean(text: str) -> str:
 
 def retry_after(headers: Mapping[str, str]) -> timedelta | None:
     """Read `retry-after-ms`, or `Retry-After` in seconds or as a date; nonsense counts as absent."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            wait = timedelta(milliseconds=float(milliseconds))
-        elif seconds := headers.get("retry-after"):
-            wait = _seconds_or_date(seconds)
-        else:
-            return None
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return wait if wait > timedelta(0) else None
+    for name, read in (("retry-after-ms", _milliseconds), ("retry-after", _seconds_or_date)):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            wait = read(headers.get(name, ""))
+            if wait > timedelta(0):
+                return wait
+    return None
+
+
+def _milliseconds(text: str) -> timedelta:
+    return timedelta(milliseconds=float(text))
 
 
 def _seconds_or_date(text: str) -> timedelta:

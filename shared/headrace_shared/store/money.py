@@ -9,8 +9,9 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from headrace_shared.ids import BatchId, HoldId, JobId, Tenant
+from headrace_shared.job import Queue
 from headrace_shared.money import NanoUSD
-from headrace_shared.store.jobs import usage_of
+from headrace_shared.store.jobs import queue_of, usage_of
 from headrace_shared.store.pool import Database
 from headrace_shared.store.sql import Statements
 from headrace_shared.usage import Usage
@@ -109,6 +110,12 @@ async def set_budget(
 
 async def remove_budget(database: Database, scope: str, kind: WindowKind) -> bool:
     return await database.fetchrow(_SQL["remove_budget"], scope, kind) is not None
+
+
+async def wake_waiters(database: Database, scope: str, *, limit: int) -> list[tuple[JobId, Queue]]:
+    """Make jobs due that wait for a budget of a scope, so many at most; return them."""
+    rows = await database.fetch(_SQL["wake_waiters"], scope, limit)
+    return [(JobId(row["id"]), queue_of(row)) for row in rows]
 
 
 async def raise_epoch(database: Database) -> int:

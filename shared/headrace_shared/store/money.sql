@@ -9,6 +9,16 @@ ON CONFLICT (scope, window_kind) DO UPDATE SET
 -- name: remove_budget
 DELETE FROM headrace.budgets WHERE scope = $1 AND window_kind = $2 RETURNING scope;
 
+-- name: wake_waiters
+-- A page of jobs that wait for a budget of this scope ('global': of any tenant), due at once.
+UPDATE headrace.jobs AS j SET run_at = headrace.now(), waiting_for = NULL
+FROM (SELECT id FROM headrace.jobs
+      WHERE state = 'queued' AND waiting_for = 'budget' AND run_at > headrace.now()
+        AND ($1 = 'global' OR 'tenant:' || tenant = $1)
+      ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) AS waiting
+WHERE j.id = waiting.id
+RETURNING j.id, j.lane, j.route, j.tenant;
+
 -- name: raise_epoch
 SELECT headrace.raise_epoch();
 

@@ -17,8 +17,6 @@ class Scripted:
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    raw_headers: bytes = b""
-    """Complete header lines that are sent as they are, for what no server would send."""
 
 
 def completion(text: str = "Hello", *, prompt_tokens: int = 9, completion_tokens: int = 3) -> Scripted:
@@ -116,4 +114,4 @@ class ScriptedProvider:
 def _wire(answer: Scripted) -> bytes:
     headers = {"content-type": "application/json", "content-length": str(len(answer.body)), **answer.headers}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
-    return b"HTTP/1.1 %d X\r\n%b%b\r\n%b" % (answer.status, lines, answer.raw_headers, answer.body)
+    return b"HTTP/1.1 %d X\r\n%b\r\n%b" % (answer.status, lines, answer.body)
