@@ -8,8 +8,10 @@ process empties the database of its own number (`gw3`: 3).
 import os
 import re
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -50,15 +52,17 @@ class Servers:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+async def servers() -> AsyncIterator[Servers]:
     postgres_url = os.environ.get("HEADRACE_TEST_POSTGRES_URL")
     redis_url = os.environ.get("HEADRACE_TEST_REDIS_URL")
     if postgres_url and redis_url:
         number = re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or "0"
         yield Servers(postgres_url, urlunsplit(urlsplit(redis_url)._replace(query=f"db={number}")))
         return
-    async with embedded_servers(tmp_path_factory.mktemp("servers"), durable=False) as started:
-        yield Servers(postgres_url or started.postgres_url, redis_url or started.redis_url)
+    # Not below pytest's own directory, which a second run of the same user closes to the servers' user.
+    with tempfile.TemporaryDirectory(prefix="headrace-tests-") as directory:
+        async with embedded_servers(Path(directory), durable=False) as started:
+            yield Servers(postgres_url or started.postgres_url, redis_url or started.redis_url)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -135,3 +135,15 @@ async def test_a_cancelled_flush_leaves_nobody_waiting() -> None:
     submitted = (batcher.submit(item) for item in range(3))
     results = await asyncio.gather(*submitted, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 3
+
+
+async def test_heavy_items_share_no_batch() -> None:
+    batches: list[list[int]] = []
+
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        batches.append(list(items))
+        return items
+
+    batcher = Batcher[int, int](flush, max_weight=10, weigh=lambda item: item)
+    await asyncio.gather(*(batcher.submit(item) for item in (4, 6, 1, 99, 5, 5)))
+    assert batches == [[4, 6], [1], [99], [5, 5]]

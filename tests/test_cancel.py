@@ -102,7 +102,7 @@ async def test_a_run_that_would_be_put_back_is_cancelled_instead(
     await cancel_job(jobs.pool, job_id)
     end = RunEnd(job_id, job.run, outcome, 0)
     ended = await runs.finish(jobs.pool, WORKER, 1, conclusions=[], attempts=[], ends=[end])
-    assert ended == {(job_id, job.run): JobState.CANCELLED}
+    assert ended.states == {(job_id, job.run): JobState.CANCELLED}
     await cancelled_once(jobs, job_id)
 
 
@@ -111,8 +111,8 @@ async def test_a_cancelled_job_whose_worker_died_is_not_run_again(jobs: Jobs, cl
     await runs.claim_jobs(jobs.pool, [job_id], WORKER, LEASE)
     await cancel_job(jobs.pool, job_id)
     await clock.advance(LEASE + timedelta(seconds=1))
-    harvest = await runs.reap(jobs.pool)
-    assert [(one.id, one.state) for one in harvest.jobs] == [(job_id, JobState.CANCELLED)]
+    reaped = await runs.reap(jobs.pool)
+    assert [(one.id, one.state) for one in reaped] == [(job_id, JobState.CANCELLED)]
     await cancelled_once(jobs, job_id)
 
 

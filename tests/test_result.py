@@ -46,7 +46,7 @@ class Runner:
         result = (job.run, CallNumber(1)) if conclusions else None
         end = runs.RunEnd(job.id, job.run, outcome, attempts=1, result=result)
         ended = await runs.finish(self._pool, WORKER, 0, conclusions=conclusions, attempts=[], ends=[end])
-        assert list(ended) == [(job.id, job.run)]
+        assert list(ended.states) == [(job.id, job.run)]
         if tell:
             await self._dispatch.finish([(Entry(job.queue, job.id), None)])
 

@@ -13,7 +13,7 @@ _PATIENCE_SECONDS = 2.0
 _PAUSE_SECONDS = 1.0
 """A Redis that was away just now is not asked again for so long: the feeder finds the jobs anyway."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Announcer:
@@ -46,7 +46,7 @@ class Announcer:
                 await telling
         except (DispatchError, TimeoutError) as error:
             if not self._away_until:
-                logger.warning("Redis is not told of new jobs, workers find them later: %s", error)
+                _logger.warning("Redis is not told of new jobs, workers find them later: %s", error)
             self._away_until = asyncio.get_running_loop().time() + _PAUSE_SECONDS
         else:
             self._away_until = 0.0

@@ -20,7 +20,7 @@ _POLL_SECONDS = 5.0
 """While Redis tells: so long does a message take at most that was lost."""
 _POLL_SECONDS_WITHOUT_REDIS = 0.5
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class Bells:
@@ -86,7 +86,7 @@ class Bells:
                         self._ring(await listener.next(_LISTEN_SECONDS))
             except DispatchError as error:
                 if not told:
-                    logger.warning("Redis tells of no endings, Postgres is asked instead: %s", error)
+                    _logger.warning("Redis tells of no endings, Postgres is asked instead: %s", error)
                     told = True
             finally:
                 self._listener = None

@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
 def build(arguments: Sequence[str]) -> typer.Typer:
     """Put the commands together; those of other parts only when they are asked for, or for help."""
     app = typer.Typer(
-        help="Feed AI jobs to model providers: within budgets and limits, none lost, none paid twice.",
+        help="Feed AI jobs to model providers: within budgets, none lost, none paid twice.",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         add_completion=False,

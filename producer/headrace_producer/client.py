@@ -132,7 +132,7 @@ class Headrace:
             redis = Redis(servers.redis_url)
             stack.push_async_callback(redis.close)
             checker = Checker(self._tenant, self._settings)
-            self._opened = _open(pool, address(servers.postgres_url), redis, checker)
+            self._opened = _put_together(pool, address(servers.postgres_url), redis, checker)
             stack.push_async_callback(self._opened.bells.close)
             self._stack = stack.pop_all()
         return self
@@ -291,7 +291,7 @@ class _Opened:
     waiter: Waiter
 
 
-def _open(pool: Pool, where: str, redis: Redis, checker: Checker) -> _Opened:
+def _put_together(pool: Pool, where: str, redis: Redis, checker: Checker) -> _Opened:
     announcer = Announcer(Dispatch(redis))
     bells = Bells(pool, redis)
     return _Opened(

@@ -17,7 +17,7 @@ from headrace_shared.batching import Batcher
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.errors import InvalidInput, StoreError
 from headrace_shared.ids import JobId, Lane
-from headrace_shared.job import NewJob, Queue
+from headrace_shared.job import NewJob
 from headrace_shared.store.jobs import Inserted, insert_jobs
 from headrace_shared.store.pool import Connection, Pool
 from headrace_shared.telemetry import producer_span
@@ -195,8 +195,4 @@ async def _insert(
 
 
 def _new_entries(saved: Sequence[Saved]) -> list[tuple[Entry, timedelta]]:
-    return [
-        (Entry(Queue(job.lane, job.route, job.tenant), job.id), job.delay)
-        for job, inserted in saved
-        if not inserted.existed
-    ]
+    return [(Entry(job.queue, job.id), job.delay) for job, inserted in saved if not inserted.existed]

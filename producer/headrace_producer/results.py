@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeGuard
 
 from headrace_shared.errors import JobCancelled, JobExpired, JobFailed
 from headrace_shared.ids import JobId
 from headrace_shared.job import Bill, Ending, JobState
+from headrace_shared.jsonvalue import is_table
 from headrace_shared.money import NanoUSD, to_usd
 
 
@@ -84,8 +84,4 @@ def _usage(bill: Bill) -> JobUsage:
 
 def _parse(raw: bytes) -> Mapping[str, object]:
     value: object = json.loads(raw)
-    return value if _is_object(value) else {}
-
-
-def _is_object(value: object) -> TypeGuard[dict[str, object]]:
-    return isinstance(value, dict)
+    return value if is_table(value) else {}

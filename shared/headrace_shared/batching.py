@@ -19,6 +19,8 @@ class Batcher(Generic[In, Out]):
     Args:
         flush: turns a batch into as many results, in order.
         max_size: items in one batch at most.
+        max_weight: what the items of one batch may weigh together; a heavier one goes alone.
+        weigh: what an item weighs.
         max_delay: how long a first item may wait for company.
         company: whether more than this many items can be expected soon; without company nothing waits.
         halve_on: errors that one item can cause for its whole batch. Such a batch is halved
@@ -31,12 +33,16 @@ class Batcher(Generic[In, Out]):
         flush: Callable[[Sequence[In]], Awaitable[Sequence[Out]]],
         *,
         max_size: int = 500,
+        max_weight: int = 1,
+        weigh: Callable[[In], int] = lambda _item: 0,
         max_delay: timedelta = timedelta(0),
         company: Callable[[int], bool] = lambda _pending: True,
         halve_on: tuple[type[Exception], ...] = (),
     ) -> None:
         self._flush = flush
         self._max_size = max_size
+        self._max_weight = max_weight
+        self._weigh = weigh
         self._max_delay = max_delay.total_seconds()
         self._company = company
         self._halve_on = halve_on
@@ -66,7 +72,8 @@ class Batcher(Generic[In, Out]):
             while self._pending:
                 if self._max_delay and self._company(len(self._pending)):
                     await asyncio.sleep(self._max_delay)
-                batch, self._pending = self._pending[: self._max_size], self._pending[self._max_size :]
+                size = self._size_of_next()
+                batch, self._pending = self._pending[:size], self._pending[size:]
                 await self._flush_batch(batch)
         except asyncio.CancelledError as error:
             pending, self._pending = self._pending, []
@@ -74,6 +81,14 @@ class Batcher(Generic[In, Out]):
             raise
         finally:
             self._flusher = None
+
+    def _size_of_next(self) -> int:
+        weight = 0
+        for size, (item, _) in enumerate(self._pending[: self._max_size]):
+            weight += self._weigh(item)
+            if weight > self._max_weight:
+                return max(size, 1)
+        return self._max_size
 
     async def _flush_batch(self, batch: Sequence[tuple[In, asyncio.Future[Out]]]) -> None:
         try:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.connection import Argument, Redis, Script, unavailable
+from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds, unavailable
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import HoldId, Tenant
 from headrace_shared.money import ZERO, NanoUSD
@@ -132,7 +132,7 @@ class Budgets:
         for _ in range(_TRIES):
             epoch = await self._trusted_epoch()
             run_id = self._run_id
-            reply = await self._redis.evaluate(_HOLD, (), [epoch, _milliseconds(HOLD_LEASE), *args])
+            reply = await self._redis.evaluate(_HOLD, (), [epoch, milliseconds(HOLD_LEASE), *args])
             if self._redis.run_id != run_id:
                 # The very connection of this call found another server there: what it counted
                 # is an old copy, and goes with it when the counters are put in place.
@@ -160,7 +160,7 @@ class Budgets:
 
     async def expired_holds(self, *, limit: int = 500) -> list[HoldId]:
         """Return holds whose lease is over, to be looked up in the ledger."""
-        reply = await self._redis.evaluate(_EXPIRED, (), [_milliseconds(HOLD_LEASE), limit])
+        reply = await self._redis.evaluate(_EXPIRED, (), [milliseconds(HOLD_LEASE), limit])
         return [HoldId(hold.decode()) for hold in cast("list[bytes]", reply)]
 
     async def set(self, scope: str, kind: WindowKind, limit: NanoUSD, policy: BudgetPolicy) -> None:
@@ -225,7 +225,7 @@ class Budgets:
         read = await money.counters(self._database)
         await self._redis.check()
         run_id = self._redis.run_id
-        args: list[Argument] = [epoch, run_id, _milliseconds(HOLD_LEASE)]
+        args: list[Argument] = [epoch, run_id, milliseconds(HOLD_LEASE)]
         for pairs in (_settings(read), *_counters(read)):
             args.append(len(pairs))
             for name, value in pairs.items():
@@ -278,7 +278,3 @@ def _answer(request: HoldRequest, answer: Sequence[int | bytes], epoch: int) -> 
         timedelta(milliseconds=int(ends_in)) if int(ends_in) >= 0 else None,
         BudgetPolicy(cast("bytes", policy).decode()),
     )
-
-
-def _milliseconds(duration: timedelta) -> int:
-    return duration // timedelta(milliseconds=1)

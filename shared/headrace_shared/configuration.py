@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import Self, TypeGuard
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -40,6 +40,7 @@ from headrace_shared.configuration_fields import (
 )
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest
 from headrace_shared.ids import Lane, RouteName
+from headrace_shared.jsonvalue import is_table
 from headrace_shared.policy import BreakerPolicy, RetryPolicy, Timeouts, WebhookPolicy
 from headrace_shared.routes import Provider, Route, Target
 from headrace_shared.secrets import SecretReference
@@ -51,17 +52,13 @@ DEFAULT_LANES: Mapping[str, int] = {"interactive": 8, "default": 4, "batch": 1}
 _ROUTES_KEPT = 4096
 
 
-def _is_table(value: object) -> TypeGuard[dict[str, object]]:
-    return isinstance(value, dict)
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _know_every_key(cls, given: object) -> object:
-        for key in given if _is_table(given) else ():
+        for key in given if is_table(given) else ():
             if key not in cls.model_fields:
                 reason = unknown_key_reason(key, cls.model_fields)
                 raise PydanticCustomError(UNKNOWN_KEY, "{reason}", {"key": key, "reason": reason})
@@ -142,7 +139,6 @@ class DefaultSection(_Section):
     provider: Name = DEFAULT_PROVIDER
     any_model: Flag = True
     lane: Name = "default"
-    job_timeout: PositiveDuration = timedelta(seconds=600)
     retention_days: Count = 30
     idempotency_days: Count = 7
 
@@ -288,12 +284,12 @@ class Configuration(_Section):
     @field_validator("providers", mode="before")
     @classmethod
     def _always_have_openai(cls, given: object) -> object:
-        return {DEFAULT_PROVIDER: {}, **given} if _is_table(given) else given
+        return {DEFAULT_PROVIDER: {}, **given} if is_table(given) else given
 
     @field_validator("lanes", mode="before")
     @classmethod
     def _always_have_the_lanes(cls, given: object) -> object:
-        return {**DEFAULT_LANES, **given} if _is_table(given) else given
+        return {**DEFAULT_LANES, **given} if is_table(given) else given
 
     @model_validator(mode="after")
     def _hang_together(self) -> Self:

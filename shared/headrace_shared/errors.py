@@ -117,8 +117,8 @@ class MissingExtra(InvalidConfiguration):
 
 
 class UnknownPrice(InvalidInput):
-    """No price is known for {target}: set one under [prices."{target}"] in headrace.toml and run
-    'headrace config apply headrace.toml'.
+    """No price is known for {target}: set input and output, in dollars per million tokens, under
+    [prices."{target}"] in headrace.toml and run 'headrace config apply headrace.toml'.
     """
 
     target: str

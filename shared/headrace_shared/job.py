@@ -7,7 +7,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, RouteName, Run, Tenant
-from headrace_shared.money import NanoUSD, to_usd
+from headrace_shared.money import NanoUSD
 from headrace_shared.request import Endpoint
 from headrace_shared.usage import Usage
 
@@ -36,6 +36,15 @@ class BatchLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """The name of a queue: jobs of one lane, route and tenant wait in line together."""
+
+    lane: Lane
+    route: RouteName
+    tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job that was checked and not yet saved."""
 
@@ -56,14 +65,9 @@ class NewJob:
     traceparent: str | None = None
     batch_line: BatchLine | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Queue:
-    """The name of a queue: jobs of one lane, route and tenant wait in line together."""
-
-    lane: Lane
-    route: RouteName
-    tenant: Tenant
+    @property
+    def queue(self) -> Queue:
+        return Queue(self.lane, self.route, self.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +125,6 @@ class Bill:
     usage: Usage
     cost: NanoUSD
     suspense: NanoUSD
-
-    @property
-    def cost_usd(self) -> float:
-        return float(to_usd(self.cost))
 
 
 @dataclass(frozen=True, slots=True)

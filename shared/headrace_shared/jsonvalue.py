@@ -1,12 +1,17 @@
 """JSON as a typed value, and the strict reading of what callers hand in."""
 
 import json
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from headrace_shared.errors import InvalidRequest
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
+
+
+def is_table(value: object) -> TypeGuard[dict[str, object]]:
+    """Say whether a value that was read from JSON or TOML is an object."""
+    return isinstance(value, dict)
 
 
 def write_json(value: object) -> bytes:

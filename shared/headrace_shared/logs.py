@@ -20,7 +20,7 @@ LogFormat = Literal["plain", "json"]
 
 _FIELDS_OF_ANY_RECORD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _MAX_KEYS = 200
-_CHATTY = ("httpx2", "httpcore2", "openai")  # a line for each request
+_CHATTY = ("arq", "httpx2", "httpcore2", "openai")  # a line for each request
 
 _job: ContextVar[tuple[JobId, Run, str | None] | None] = ContextVar("headrace_job", default=None)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeGuard, assert_never
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from headrace_shared.jsonvalue import is_table
 from headrace_shared.request_bounds import Endpoint
 
 
@@ -166,7 +167,7 @@ def _read_ending(endpoint: Endpoint, body: _Body) -> _Ending | None:
         case Endpoint.RESPONSES:
             return _ending_of_response(body)
         case Endpoint.EMBEDDINGS:
-            return _Ending(Finish.COMPLETE) if _is_table(body.usage) else None
+            return _Ending(Finish.COMPLETE) if is_table(body.usage) else None
         case Endpoint.MODERATIONS:
             return _Ending(Finish.COMPLETE) if _is_list(body.results) else None
         case _:
@@ -210,7 +211,7 @@ def _refusal_of(output: object) -> str | None:
 
 
 def _describe(error: object) -> str:
-    if not _is_table(error):
+    if not is_table(error):
         return _text(error)
     parts = (_text(error.get("code")), _text(error.get("message")))
     return ": ".join(filter(None, parts)) or "error"
@@ -229,17 +230,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _is_table(value: object) -> TypeGuard[dict[str, object]]:
-    return isinstance(value, dict)
-
-
 def _is_list(value: object) -> TypeGuard[list[object]]:
     return isinstance(value, list)
 
 
 def _table(value: object) -> dict[str, object]:
-    return value if _is_table(value) else {}
+    return value if is_table(value) else {}
 
 
 def _tables(value: object) -> list[dict[str, object]]:
-    return [item for item in value if _is_table(item)] if _is_list(value) else []
+    return [item for item in value if is_table(item)] if _is_list(value) else []

@@ -31,6 +31,9 @@ MAX_DELAY = timedelta(milliseconds=2)
 """How long an answer may wait for others to be written with it; not at all when no other is out."""
 
 MAX_BATCH = 200
+MAX_BATCH_BYTES = 32 * 1024 * 1024
+"""Bytes of answers in one statement; PostgreSQL takes no message of a gigabyte."""
+
 _SHARDS = 8
 _MAX_PAUSE = 2.0
 
@@ -58,6 +61,9 @@ class _Written:
     finish: Finish
     state: JobState | None
     """What the job's row became; None when it was not this run's any more, or the run goes on."""
+    corrects_suspense: bool
+    """The call's hold was given up at its worst case before its bill came: only the ledger,
+    not a settlement, can correct the counters."""
 
     @property
     def delay(self) -> timedelta | None:
@@ -66,15 +72,6 @@ class _Written:
         if self.state is JobState.QUEUED and isinstance(outcome, Retry | Snoozed):
             return outcome.delay
         return None
-
-    @property
-    def corrects_suspense(self) -> bool:
-        """Say whether the call's hold was given up at its worst case before its bill came.
-
-        The counters know that hold no more: only the ledger can correct them.
-        """
-        lost = self.finish.end is not None and self.state is None
-        return lost and self.finish.conclusion is not None and self.finish.settlement is not None
 
 
 class Finisher:
@@ -96,6 +93,8 @@ class Finisher:
         self._commits = Batcher(
             self._commit,
             max_size=MAX_BATCH,
+            max_weight=MAX_BATCH_BYTES,
+            weigh=_weigh,
             max_delay=MAX_DELAY,
             company=lambda pending: len(running) > pending,
             halve_on=REJECTED,
@@ -126,7 +125,7 @@ class Finisher:
         pause = 0.05
         while True:
             try:
-                ended = await runs.finish(
+                finished = await runs.finish(
                     self._pool,
                     self._worker,
                     self._shard,
@@ -139,10 +138,7 @@ class Finisher:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE)
             else:
-                return [
-                    _Written(one, ended.get((one.end.job_id, one.end.run)) if one.end else None)
-                    for one in batch
-                ]
+                return [_written(one, finished) for one in batch]
 
     async def _release(self, batch: Sequence[_Written]) -> Sequence[None]:
         settlements = [one.finish.settlement for one in batch if one.finish.settlement]
@@ -157,3 +153,15 @@ class Finisher:
             _logger.warning("could not release in the dispatch: %s", error)
             self._budgets.distrust()
         return [None] * len(batch)
+
+
+def _weigh(finish: Finish) -> int:
+    answer = finish.conclusion.answer if finish.conclusion else None
+    return len(answer) if answer else 0
+
+
+def _written(finish: Finish, finished: runs.Finished) -> _Written:
+    state = finished.states.get((finish.end.job_id, finish.end.run)) if finish.end else None
+    call = finish.conclusion
+    corrects = call is not None and (call.job_id, call.run) in finished.corrected
+    return _Written(finish, state, corrects)

@@ -25,6 +25,10 @@ from headrace_shared.usage import Finish, ParsedAnswer, read_answer
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 
 _JSON = {"Content-Type": "application/json"}
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+"""What one answer may be to be kept."""
+
+_MAX_REFUSAL_BYTES = 64 * 1024
 _MESSAGE_LENGTH = 500
 
 _BY_CODE = {
@@ -73,7 +77,8 @@ class ProviderClient:
             default_headers=provider.resolve_headers(),
             max_retries=0,
             timeout=timeout,
-            http_client=DefaultAioHttpClient(timeout=timeout, limits=limits),
+            # A redirect would carry the prompt, and headers that are secret, to another host.
+            http_client=DefaultAioHttpClient(timeout=timeout, limits=limits, follow_redirects=False),
         )
 
     async def call(self, endpoint: Endpoint, body: bytes) -> Reply:
@@ -107,6 +112,9 @@ def _since(started: float) -> timedelta:
 
 def _answered(latency: timedelta, endpoint: Endpoint, response: httpx2.Response) -> Reply:
     request_id = response.headers.get("x-request-id")
+    if len(response.content) > MAX_ANSWER_BYTES:
+        failure = Failure(ErrorClass.UNREADABLE, f"the answer is larger than {MAX_ANSWER_BYTES:,} bytes")
+        return Unknown(latency, failure, response.status_code, request_id)
     parsed = read_answer(endpoint, response.content)
     if parsed is None or parsed.usage is None:
         failure = Failure(ErrorClass.UNREADABLE, "the provider's answer could not be read")
@@ -142,7 +150,8 @@ def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
         retry_after(response.headers),
     )
     request_id = response.headers.get("x-request-id")
-    return Refused(latency, failure, response.status_code, request_id, response.content)
+    body = response.content[:_MAX_REFUSAL_BYTES]
+    return Refused(latency, failure, response.status_code, request_id, body)
 
 
 def classify(status: int, code: str) -> ErrorClass:

@@ -50,21 +50,21 @@ class Reaper:
         return INTERVAL
 
     async def _reap_jobs(self) -> None:
-        harvest = await runs.reap(self._pool)
-        if not harvest.jobs:
+        reaped = await runs.reap(self._pool)
+        if not reaped:
             return
         _logger.warning(
             "%d jobs lost their worker",
-            len(harvest.jobs),
-            extra={"action": "reap", "jobs": len(harvest.jobs)},
+            len(reaped),
+            extra={"action": "reap", "jobs": len(reaped)},
         )
         # A worker that died may have held money for calls it never journalled, or not yet have
         # released what it had written down: only the ledger knows, so the counters start from it.
         await self._budgets.rebuild()
-        back = [job for job in harvest.jobs if job.state is JobState.QUEUED]
+        back = [job for job in reaped if job.state is JobState.QUEUED]
         await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
         await self._dispatch.finish(
-            [(Entry(job.queue, job.id), None) for job in harvest.jobs if job.state is not JobState.QUEUED]
+            [(Entry(job.queue, job.id), None) for job in reaped if job.state is not JobState.QUEUED]
         )
 
     async def _settle_suspended(self, holds: Mapping[HoldId, NanoUSD]) -> None:

@@ -22,7 +22,7 @@ from arq.worker import func
 from headrace_shared.dispatch.dispatch import Claim, Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable, InvalidConfiguration
 from headrace_shared.ids import JobId, Lane, WorkerId
-from headrace_shared.job import ClaimedJob, JobState
+from headrace_shared.job import ClaimedJob
 from headrace_shared.logs import bind_job
 from headrace_shared.outcome import ErrorClass, Failed, Outcome, Retry, Snoozed, Succeeded, WaitReason
 from headrace_shared.store import runs
@@ -232,7 +232,7 @@ class Worker(ArqWorker):
         corrections: list[tuple[Entry, timedelta | None]] = []
         for entry in entries:
             standing = standings.get(entry.id)
-            over = standing is None or standing.state not in (JobState.QUEUED, JobState.RUNNING)
+            over = standing is None or standing.state.ended
             corrections.append((entry, None if over or standing is None else standing.due_in))
         await self._dispatch.finish(corrections)
 

@@ -11,7 +11,7 @@ from headrace_producer.in_force import InForce, Snapshot
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.errors import InvalidInput, StoreError
 from headrace_shared.ids import BatchId, Tenant
-from headrace_shared.job import BatchLine, NewJob, Queue
+from headrace_shared.job import BatchLine, NewJob
 from headrace_shared.jsonvalue import write_json
 from headrace_shared.store.batches import known_lines
 from headrace_shared.store.jobs import Inserted, insert_jobs
@@ -95,8 +95,8 @@ class LineSaver:
 
     async def _announce(self, jobs: Sequence[NewJob], saved: Sequence[Inserted]) -> int:
         new = [job for job, inserted in zip(jobs, saved, strict=True) if not inserted.existed]
-        queues = [(Entry(Queue(job.lane, job.route, job.tenant), job.id), job.delay) for job in new]
-        await self._connections.announcer.enqueued(queues)
+        entries = [(Entry(job.queue, job.id), job.delay) for job in new]
+        await self._connections.announcer.enqueued(entries)
         return len(new)
 
 

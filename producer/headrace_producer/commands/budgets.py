@@ -62,8 +62,18 @@ async def _set(
 ) -> None:
     async with open_connections(load_settings()) as connections:
         await Budgets(connections.pool, connections.redis).set(scope, window, limit, policy)
-    console.say(f"{scope} may spend {format_usd(limit)} {_every(window)}; what does not fit must {policy}.")
+    console.say(
+        f"{scope} may spend {format_usd(limit)} {_every(window)}; {_what_does_not_fit(window, policy)}."
+    )
     console.conclude({"scope": scope, "window": window, "limit_nano_usd": limit, "policy": policy})
+
+
+def _what_does_not_fit(window: WindowKind, policy: BudgetPolicy) -> str:
+    if window is WindowKind.TOTAL:
+        return "what does not fit waits for calls under way and then fails: a total never comes again"
+    if policy is BudgetPolicy.REJECT:
+        return "what does not fit waits for calls under way and then fails"
+    return f"what does not fit waits for the next {window}"
 
 
 async def _show(console: Console) -> None:

@@ -51,9 +51,7 @@ def submit(
         str | None, typer.Option(metavar="DOLLARS", help="Refuse a file whose answers could cost more.")
     ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Called when a job has ended.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and quote the file, nothing else.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and quote the file.")] = False,
     sample: Annotated[
         int, typer.Option(min=0, metavar="N", help="Run N requests at random, and quote the rest by them.")
     ] = 0,

@@ -17,6 +17,8 @@ from headrace_producer.servers import own_servers, own_webhook_secret
 from headrace_shared.embedded import EmbeddedServers
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.settings import Settings, load_settings
+from headrace_shared.store import configurations
+from headrace_shared.store.pool import connect
 
 WORKER = (sys.executable, "-P", "-m", "headrace_producer", "worker")
 
@@ -62,10 +64,27 @@ async def _up(
         crew = Crew(console, command, environment, settings.drain.total_seconds() + _GRACE_SECONDS)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, crew.stop)
+        if workers:
+            await _require_key(servers)
         _announce(console, servers, workers, directory)
         code = await crew.work(workers)
         console.note("Stopped." if not code else "Stopped: a worker cannot run.")
         return code
+
+
+async def _require_key(servers: EmbeddedServers) -> None:
+    """Say before anything else that the workers would have no key.
+
+    Raises:
+        MissingSetting: the default provider's is not there.
+
+    """
+    connection = await connect(servers.postgres_url)
+    try:
+        configuration = (await configurations.current(connection)).configuration
+    finally:
+        await connection.close()
+    configuration.provider(configuration.defaults.provider).api_key.resolve()
 
 
 def _announce(console: Console, servers: EmbeddedServers, workers: int, directory: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console
 from headrace_producer.demo.answering import Answering, choose
 
@@ -23,7 +24,7 @@ def demo(
         int | None, typer.Option(min=1, max=100_000, help="Default: 1,000, or 8 with a local model.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to what a real provider may cost.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End the output with one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run many jobs end to end, through an outage and the death of a worker, and check what is promised."""
     try:

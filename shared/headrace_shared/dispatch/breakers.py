@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import cast
 
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.connection import Redis, Script
+from headrace_shared.dispatch.connection import Redis, Script, milliseconds
 from headrace_shared.routes import Target
 
 _RECORD = Script.load("breaker_record")
@@ -46,7 +46,7 @@ class Wait:
 
 async def record(redis: Redis, target: Target, window: timedelta, answered: int, failed: int) -> View:
     """Count calls and return how the breaker stands."""
-    args = [_milliseconds(window), answered, failed]
+    args = [milliseconds(window), answered, failed]
     reply = await redis.evaluate(_RECORD, [keys.breaker(str(target))], args)
     state, reopens, ok, bad = cast("tuple[bytes, int, int, int]", reply)
     return View(state == b"open", timedelta(milliseconds=reopens), ok, bad)
@@ -63,7 +63,7 @@ async def open_(
 
     An open one is opened anew only by the owner of the probe that failed.
     """
-    reply = await redis.evaluate(_OPEN, [keys.breaker(str(target))], [_milliseconds(cooldown), owner or ""])
+    reply = await redis.evaluate(_OPEN, [keys.breaker(str(target))], [milliseconds(cooldown), owner or ""])
     changed, remaining = cast("tuple[int, int]", reply)
     return changed == 1, timedelta(milliseconds=remaining)
 
@@ -75,7 +75,7 @@ async def close(redis: Redis, target: Target, owner: str | None) -> bool:
 
 async def probe(redis: Redis, target: Target, owner: str, lease: timedelta) -> Granted | Closed | Wait:
     """Ask for the one probe of an open breaker."""
-    reply = await redis.evaluate(_PROBE, [keys.breaker(str(target))], [owner, _milliseconds(lease)])
+    reply = await redis.evaluate(_PROBE, [keys.breaker(str(target))], [owner, milliseconds(lease)])
     verdict, delay = cast("tuple[int, int]", reply)
     match verdict:
         case 1:
@@ -84,7 +84,3 @@ async def probe(redis: Redis, target: Target, owner: str, lease: timedelta) -> G
             return Closed()
         case _:
             return Wait(timedelta(milliseconds=delay))
-
-
-def _milliseconds(duration: timedelta) -> int:
-    return duration // timedelta(milliseconds=1)

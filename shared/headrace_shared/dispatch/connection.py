@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.resources import files
 from typing import cast
 from urllib.parse import urlsplit
@@ -184,6 +185,11 @@ class Listener:
         except _AWAY as error:
             raise unavailable(self._address, error) from error
         return cast("bytes", message["channel"]).decode() if message else None
+
+
+def milliseconds(duration: timedelta) -> int:
+    """Return a duration as scripts take it; rounded up, so that no id comes due before its row does."""
+    return -(-duration // timedelta(milliseconds=1))
 
 
 def unavailable(address: str, error: BaseException) -> DispatchUnavailable:

@@ -11,7 +11,7 @@ from typing import cast
 from uuid import UUID
 
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.connection import Argument, Redis, Script
+from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds
 from headrace_shared.ids import JobId, Lane
 from headrace_shared.job import Queue
 
@@ -78,7 +78,7 @@ class Dispatch:
         for entry, delay in entries:
             name = keys.queue_name(entry.queue)
             call = calls.setdefault(name, [name, self._window, int(overwrite)])
-            call += (str(entry.id), _milliseconds(delay))
+            call += (str(entry.id), milliseconds(delay))
         if calls:
             await self.redis.evaluate_all(_PUSH, list(calls.values()))
 
@@ -86,7 +86,7 @@ class Dispatch:
         self, slots: int, lanes: Mapping[Lane, int], lease: timedelta, probe_lease: timedelta
     ) -> Claim:
         """Lease as many due ids as there are free slots, from the lanes by their weights."""
-        args: list[Argument] = [slots, _milliseconds(lease), self._window, _milliseconds(probe_lease)]
+        args: list[Argument] = [slots, milliseconds(lease), self._window, milliseconds(probe_lease)]
         for lane, weight in lanes.items():
             args += (lane, weight)
         due, *batches = cast("list[int | list[bytes]]", await self.redis.evaluate(_CLAIM, (), args))
@@ -106,7 +106,7 @@ class Dispatch:
 
     async def renew(self, entries: Sequence[Entry], lease: timedelta) -> None:
         """Lease ids again whose rows are still owned; one that went missing is taken again."""
-        args: list[Argument] = [_milliseconds(lease)]
+        args: list[Argument] = [milliseconds(lease)]
         for entry in entries:
             args += (keys.queue_name(entry.queue), str(entry.id))
         await self.redis.evaluate(_RENEW, (), args)
@@ -115,7 +115,7 @@ class Dispatch:
         """Take ids out whose jobs ended (delay None) and wake who waits; put the others back."""
         args: list[Argument] = []
         for entry, delay in entries:
-            left = _ENDED if delay is None else _milliseconds(delay)
+            left = _ENDED if delay is None else milliseconds(delay)
             args += (keys.queue_name(entry.queue), str(entry.id), left)
         if args:
             await self.redis.evaluate(_FINISH, (), args)
@@ -133,7 +133,7 @@ class Dispatch:
 
     async def close_gate(self, gate: Gate, duration: timedelta | None) -> None:
         """Close a gate for a time, or (None) until it is opened."""
-        await self.redis.evaluate(_CLOSE_GATE, (), [str(gate), _milliseconds(duration) if duration else 0])
+        await self.redis.evaluate(_CLOSE_GATE, (), [str(gate), milliseconds(duration) if duration else 0])
 
     async def open_gate(self, gate: Gate) -> bool:
         """Open a gate; false when it was open."""
@@ -142,11 +142,6 @@ class Dispatch:
     async def gates(self) -> list[str]:
         """Return the closed gates as `dimension|reason`."""
         return sorted(await self.redis.hash(keys.GATES))
-
-
-def _milliseconds(duration: timedelta) -> int:
-    # Rounded up: an id must not come due a moment before its row does.
-    return -(-duration // timedelta(milliseconds=1))
 
 
 def _parse_id(member: bytes) -> JobId | None:

@@ -60,9 +60,6 @@ SPENT = "headrace:spent"
 WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, or its gate opens."""
 
-WEBHOOK_BELL = "headrace:bell-webhooks"
-"""LIST; a token wakes a deliverer."""
-
 
 def queue_name(queue: Queue) -> str:
     return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(queue.tenant, safe='')}"

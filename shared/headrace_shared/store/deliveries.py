@@ -9,7 +9,7 @@ from headrace_shared.ids import DeliveryId, JobId, Tenant
 from headrace_shared.store.pool import Database
 from headrace_shared.store.sql import Statements
 
-SQL = Statements("deliveries.sql")
+_SQL = Statements("deliveries.sql")
 
 DeliveryState = Literal["pending", "delivered", "exhausted", "gone"]
 
@@ -61,7 +61,7 @@ async def claim_deliveries(
 
     """
     rows = await database.fetch(
-        SQL["claim_deliveries"], limit, per_receiver, list(in_flight), list(in_flight.values()), lease
+        _SQL["claim_deliveries"], limit, per_receiver, list(in_flight), list(in_flight.values()), lease
     )
     return [ClaimedDelivery(**row) for row in rows]
 
@@ -69,7 +69,7 @@ async def claim_deliveries(
 async def record_attempts(database: Database, attempts: Sequence[AttemptRecord]) -> set[DeliveryId]:
     """Write attempts with the states they lead to; return whose claims still held: others change nothing."""
     rows = await database.fetch(
-        SQL["record_attempts"],
+        _SQL["record_attempts"],
         [one.delivery.id for one in attempts],
         [one.delivery.claim for one in attempts],
         [one.delivery.claimed_at for one in attempts],
@@ -118,7 +118,7 @@ class Delivery:
 async def deliveries_of_job(database: Database, job_id: JobId) -> list[Delivery]:
     """Return a job's callbacks with all attempts at them, oldest first."""
     made: dict[DeliveryId, list[MadeAttempt]] = {}
-    for row in await database.fetch(SQL["attempts_of_job"], job_id):
+    for row in await database.fetch(_SQL["attempts_of_job"], job_id):
         fields = dict(row)
         made.setdefault(fields.pop("delivery_id"), []).append(MadeAttempt(**fields))
     return [
@@ -132,5 +132,5 @@ async def deliveries_of_job(database: Database, job_id: JobId) -> list[Delivery]
             ended_at=row["ended_at"],
             attempts=tuple(made.get(DeliveryId(row["id"]), ())),
         )
-        for row in await database.fetch(SQL["deliveries_of_job"], job_id)
+        for row in await database.fetch(_SQL["deliveries_of_job"], job_id)
     ]

@@ -115,17 +115,20 @@ class RunEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """What a batch of endings came to."""
+
+    states: dict[tuple[JobId, Run], JobState]
+    """What the rows became of the runs that still owned them."""
+    corrected: set[tuple[JobId, Run]]
+    """Runs of which a call stood in suspense until now: whoever counted that must count anew."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reaped:
     id: JobId
     queue: Queue
     state: JobState
-
-
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    jobs: list[Reaped]
-    holds: dict[HoldId, NanoUSD]
-    """Holds of calls that are in suspense now, with their amounts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +222,11 @@ async def finish(
     conclusions: Sequence[Conclusion],
     attempts: Sequence[AttemptRecord],
     ends: Sequence[RunEnd],
-) -> dict[tuple[JobId, Run], JobState]:
+) -> Finished:
     """Conclude calls, record attempts and end runs in one statement.
 
-    Returns:
-        The runs that still owned their row, and the state it has now: one that would have
-        been put back is cancelled when that was asked for. The bill of the others is booked
-        all the same.
-
+    A run that would have been put back is cancelled when that was asked for. The bill of a
+    run that owns its row no more is booked all the same.
     """
     ends = sorted(ends, key=lambda end: end.job_id)
     states = [_row_state(end.outcome) for end in ends]
@@ -248,7 +248,15 @@ async def finish(
         [c.usage.cache_write_tokens for c in conclusions],
         [end.result[0] if end.result else None for end in ends],
     )
-    return {(JobId(row["id"]), Run(row["run"])): JobState(row["state"]) for row in rows}
+    ended: dict[tuple[JobId, Run], JobState] = {}
+    corrected: set[tuple[JobId, Run]] = set()
+    for row in rows:
+        run = JobId(row["id"]), Run(row["run"])
+        if row["state"] is None:
+            corrected.add(run)
+        else:
+            ended[run] = JobState(row["state"])
+    return Finished(ended, corrected)
 
 
 def _conclusion_columns(conclusions: Sequence[Conclusion]) -> tuple[list[object], ...]:
@@ -310,14 +318,10 @@ def _row_state(outcome: Outcome) -> _RowState:
             return _RowState(JobState.EXPIRED, ErrorClass.EXPIRED, message)
 
 
-async def reap(database: Database, *, limit: int = 500) -> Harvest:
+async def reap(database: Database, *, limit: int = 500) -> list[Reaped]:
     """Take back jobs whose lease ended; their open calls stand in suspense from now on."""
     rows = await database.fetch(_SQL["reap"], limit)
-    jobs = [Reaped(JobId(row["id"]), queue_of(row), JobState(row["state"])) for row in rows]
-    holds: dict[HoldId, NanoUSD] = {}
-    if rows:
-        holds = dict(zip(rows[0]["hold_ids"], rows[0]["hold_amounts"], strict=True))
-    return Harvest(jobs, holds)
+    return [Reaped(JobId(row["id"]), queue_of(row), JobState(row["state"])) for row in rows]
 
 
 async def suspend_orphans(database: Database) -> dict[HoldId, NanoUSD]:

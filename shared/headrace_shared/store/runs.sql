@@ -52,8 +52,12 @@ FROM fence, unnest($2::uuid[], $3::int[], $4::int[], $5::text[], $6::text[], $7:
                    $9::timestamptz[], $10::text[], $11::text[])
          AS i(job_id, run, call, provider, model, hold_id, held_nano, held_at, scopes, price_version)
 JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = 'running'
+-- An answer that came late, for an earlier run, is the job's: it is not paid for again.
+WHERE (i.run = 1 OR NOT EXISTS (
+          SELECT FROM headrace.calls c
+          WHERE c.job_id = i.job_id AND c.run < i.run AND c.state = 'answered' AND c.error_class IS NULL))
 -- An older hold may have been given up as leaked by now (twice this long after it was taken).
-WHERE i.held_at > fence.now - interval '30 seconds'
+  AND i.held_at > fence.now - interval '30 seconds'
 ON CONFLICT (job_id, run, call) DO NOTHING
 RETURNING job_id;
 
@@ -86,7 +90,7 @@ WITH moment AS MATERIALIZED (
         latency = make_interval(secs => x.latency), ended_at = moment.now
     FROM moment, conclusion x JOIN before b ON b.job_id = x.job_id AND b.run = x.run AND b.call = x.call
     WHERE c.job_id = x.job_id AND c.run = x.run AND c.call = x.call
-    RETURNING c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.cost_nano,
+    RETURNING c.job_id, c.run, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.cost_nano,
               c.suspense_nano - b.suspense_nano AS suspense_delta
 ), daily AS (
     SELECT scope, held_on, sum(cost_nano) AS cost, sum(suspense_delta) AS suspense
@@ -106,7 +110,7 @@ WITH moment AS MATERIALIZED (
     FROM moment, unnest($18::uuid[], $19::int[], $20::int[], $21::int[], $22::text[], $23::text[], $24::text[])
         AS a(job_id, run, number, call, outcome, error_class, error)
     ON CONFLICT DO NOTHING
-)
+), ended AS (
 UPDATE headrace.jobs AS j SET
     -- What would be put back and is to be cancelled ends here: nobody would tell its next run.
     state = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled' ELSE e.state END,
@@ -122,7 +126,12 @@ FROM moment, unnest($25::uuid[], $26::int[], $27::text[], $28::int[], $29::text[
                     $32::int[], $33::float8[], $35::int[])
     AS e(job_id, run, state, attempts, error_class, error, waiting_for, result_call, delay, result_run)
 WHERE j.id = e.job_id AND j.run = e.run AND j.state = 'running'
-RETURNING j.id, j.run, j.state;
+RETURNING j.id, j.run, j.state
+)
+SELECT id, run, state FROM ended
+UNION ALL
+-- No state: a call whose suspense has just been corrected, whoever owns its job.
+SELECT job_id, run, NULL FROM concluded WHERE suspense_delta < 0;
 
 -- name: reap
 -- Rows whose lease ended go back at once; the third crash quarantines. The calls such a run
@@ -140,7 +149,7 @@ WITH moment AS MATERIALIZED (
     UPDATE headrace.calls AS c SET
         state = 'suspense', suspense_nano = c.held_nano, ended_at = moment.now, error_class = 'lost_lease'
     FROM moment, lost WHERE c.job_id = lost.id AND c.run = lost.run AND c.state = 'open'
-    RETURNING c.hold_id, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.suspense_nano
+    RETURNING c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on, c.suspense_nano
 ), booked AS (
     INSERT INTO headrace.spend AS s (scope, window_name, shard, suspense_nano)
     SELECT scope, name, 0, sum(suspense_nano)
@@ -160,10 +169,7 @@ WITH moment AS MATERIALIZED (
     FROM moment, lost WHERE j.id = lost.id
     RETURNING j.id, j.lane, j.route, j.tenant, j.state
 )
-SELECT b.id, b.lane, b.route, b.tenant, b.state,
-       (SELECT coalesce(array_agg(hold_id), '{}') FROM suspended) AS hold_ids,
-       (SELECT coalesce(array_agg(suspense_nano), '{}') FROM suspended) AS hold_amounts
-FROM back b;
+SELECT id, lane, route, tenant, state FROM back;
 
 -- name: suspend_orphans
 -- Intents that were committed after their run had ended, because their writer was cut off:

@@ -51,7 +51,7 @@ class ScriptedProvider:
         self._arrived = asyncio.Condition()
         self._port = 0
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.Future[None], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
         listening = listening_socket("127.0.0.1", 0)
@@ -64,8 +64,10 @@ class ScriptedProvider:
     ) -> None:
         if self._server is not None:
             self._server.close()
-        for writer in list(self._connections):
+        for writer in self._connections.values():
             writer.transport.abort()
+        self.open.set()
+        await asyncio.gather(*self._connections)
 
     @property
     def url(self) -> str:
@@ -81,15 +83,16 @@ class ScriptedProvider:
             await self._arrived.wait_for(lambda: len(self.requests) >= count)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._connections[ended] = writer
         try:
-            while True:
+            while not writer.is_closing():
                 await self._exchange(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            self._connections.discard(writer)
             writer.close()
+            ended.set_result(None)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

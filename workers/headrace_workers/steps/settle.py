@@ -1,5 +1,6 @@
 """Write down what came of the call and of the run; decide whether the run goes on."""
 
+import logging
 from dataclasses import replace
 from datetime import timedelta
 from typing import TypedDict, Unpack
@@ -7,6 +8,7 @@ from typing import TypedDict, Unpack
 from headrace_shared.budgets import Settlement
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.ids import CallNumber
+from headrace_shared.logs import Occasional
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import (
     Cancelled,
@@ -29,6 +31,8 @@ from headrace_workers.retrying import decide
 from headrace_workers.telemetry import Metrics
 
 _NO_CALL = Failure(ErrorClass.INTERNAL, "the run ended without a call")
+
+_occasionally = Occasional(logging.getLogger(__name__))
 
 
 class Settle:
@@ -68,6 +72,9 @@ class Settle:
         if conclusion is None or run.target is None:
             return
         usage = conclusion.usage if conclusion.state == "answered" else None
+        if run.held is not None and conclusion.cost > run.held.amount:
+            # The bill is the bill: it is booked, and the bound or the provider's count is wrong.
+            _occasionally.error("%s billed more than was held for a call of job %s", run.target, run.job.id)
         self._metrics.call_ended(
             run.target,
             run.job.endpoint,
