@@ -56,4 +56,6 @@ async def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:  # noqa: PLR2004
+        sys.exit("usage: submit_batch.py REQUESTS.jsonl RESULTS.jsonl")
     asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))

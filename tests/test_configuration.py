@@ -197,3 +197,11 @@ def test_a_missing_secret_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_p
         SecretReference("env:SOME_KEY").resolve()
     with pytest.raises(MissingSetting, match="No such file"):
         SecretReference(f"file:{tmp_path / 'nothing'}").resolve()
+
+
+def test_the_example_says_what_holds_without_it() -> None:
+    text = (Path(__file__).parent.parent / "examples" / "headrace.toml").read_text(encoding="utf-8")
+    example, default = parse_toml(text, "headrace.toml"), Configuration.default()
+    for section in ("lanes", "retries", "breaker", "webhooks", "defaults"):
+        assert getattr(example, section) == getattr(default, section)
+    assert set(Configuration.model_fields) == {*example.model_fields_set}

@@ -125,4 +125,17 @@ def _refuse(arguments: Sequence[str], sentence: str) -> int:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    return "" if arguments[0].startswith("-") else f"{arguments[0]} "
+    known = {
+        "submit",
+        "status",
+        "result",
+        "cancel",
+        "up",
+        "migrate",
+        "usage",
+        "budgets",
+        "config",
+        "webhooks",
+    }
+    known |= {entry.name for entry in entry_points(group=COMMANDS)}
+    return f"{arguments[0]} " if arguments[0] in known else ""

@@ -16,7 +16,9 @@ from headrace_shared.settings import load_settings
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import Database
 
-app = typer.Typer(help="Providers, routes, prices and limits, in versions.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Providers, routes, prices and how the parts behave, in versions.", rich_markup_mode=None
+)
 
 _DEFAULT_FILE = Path("headrace.toml")
 

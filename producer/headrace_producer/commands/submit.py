@@ -110,7 +110,7 @@ async def _quote(console: Console, submission: Submission) -> None:
     check_cost(submission, quote)
     console.conclude(
         {"batch_id": None, "total": quote.requests, "succeeded": 0, "failed": 0, "cost_nano_usd": 0}
-        | {"quote": asdict(quote)}
+        | {"quote": _quoted(quote)}
     )
 
 
@@ -122,6 +122,11 @@ async def _present_snapshot(console: Console) -> Snapshot:
         console.note("No servers are named or running here: quoted by the built-in configuration.")
         configuration = Configuration.default()
         return Snapshot(0, configuration, PriceBook(configuration))
+
+
+def _quoted(quote: Quote) -> dict[str, object]:
+    money = ("most", "expected")
+    return {f"{name}_nano_usd" if name in money else name: value for name, value in asdict(quote).items()}
 
 
 def _say_quote(console: Console, submission: Submission, quote: Quote) -> None:
