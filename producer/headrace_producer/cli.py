@@ -54,7 +54,9 @@ def run(arguments: Sequence[str]) -> int:
         code: object = build(given)(given, prog_name="headrace", standalone_mode=False)
     except typer.TyperException as error:
         problem = " ".join(error.format_message().split()).rstrip(".")
-        return _refuse(given, f"{problem} (see 'headrace {_command(given)}--help').")
+        unknown = given[0].startswith("-") or f"command '{given[0]}'" in problem
+        helpful = "headrace --help" if unknown else f"headrace {given[0]} --help"
+        return _refuse(given, f"{problem} (see '{helpful}').")
     except HeadraceError as error:
         return _explain(given, error)
     except (*UNREACHABLE, asyncpg.PostgresError) as error:
@@ -122,20 +124,3 @@ def _refuse(arguments: Sequence[str], sentence: str) -> int:
     if "--json" in arguments:
         typer.echo(json.dumps({"error": sentence}))
     return BAD_INPUT
-
-
-def _command(arguments: Sequence[str]) -> str:
-    known = {
-        "submit",
-        "status",
-        "result",
-        "cancel",
-        "up",
-        "migrate",
-        "usage",
-        "budgets",
-        "config",
-        "webhooks",
-    }
-    known |= {entry.name for entry in entry_points(group=COMMANDS)}
-    return f"{arguments[0]} " if arguments[0] in known else ""
