@@ -39,7 +39,10 @@ class WaitReason(StrEnum):
     BUDGET = "budget"
     LIMIT = "limit"
     PAUSE = "pause"
-    DISPATCH = "dispatch"
+    SERVERS = "servers"
+    """PostgreSQL or Redis was away."""
+    EPOCH = "epoch"
+    """The intent of its call was refused: the counters of budgets are new, or its row is."""
     SHUTDOWN = "shutdown"
     LOST_LEASE = "lost_lease"
 

@@ -7,7 +7,7 @@ from headrace_shared.ids import hold_id
 from headrace_shared.outcome import Snoozed, WaitReason
 from headrace_workers.breaker import Breakers, NotNow, Permit
 from headrace_workers.execution import Run
-from headrace_workers.steps.hold import REDIS_PAUSE
+from headrace_workers.steps.hold import SERVER_PAUSE
 
 
 class Breaker:
@@ -20,7 +20,7 @@ class Breaker:
         try:
             permit = await self._breakers.of(run.target).admit(hold_id(run.job.id, run.job.run, run.call))
         except DispatchUnavailable:
-            return run.ended(Snoozed(REDIS_PAUSE, WaitReason.DISPATCH))
+            return run.ended(Snoozed(SERVER_PAUSE, WaitReason.SERVERS))
         match permit:
             case Permit():
                 return replace(run, permit=permit)

@@ -22,7 +22,7 @@ from headrace_workers.execution import Run
 PAUSE = timedelta(milliseconds=500)
 """How long a queue waits for other calls to release money before it is tried again."""
 
-REDIS_PAUSE = timedelta(seconds=2)
+SERVER_PAUSE = timedelta(seconds=2)
 """How long a job waits for servers that are away before it is tried again."""
 
 
@@ -40,7 +40,7 @@ class Hold:
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
         except (DispatchUnavailable, *UNREACHABLE):
-            return run.ended(Snoozed(REDIS_PAUSE, WaitReason.DISPATCH))
+            return run.ended(Snoozed(SERVER_PAUSE, WaitReason.SERVERS))
 
     async def _held(self, run: Run, price: Price, request: PreparedRequest) -> Run:
         amount = price.worst_case(request.input_bound, request.output_bound)

@@ -55,12 +55,12 @@ class Journal:
             accepted = await self._written(_Entry(run.held.epoch, intent))
         except UNREACHABLE:
             # The commit may have gone through: what follows says that it was never sent.
-            return replace(run, journalled=True, outcome=Snoozed(timedelta(seconds=1), WaitReason.DISPATCH))
+            return replace(run, journalled=True, outcome=Snoozed(timedelta(seconds=1), WaitReason.SERVERS))
         if not accepted:
             # The epoch may have been raised by one who did not live to put the counters in place.
             with contextlib.suppress(DispatchUnavailable, *UNREACHABLE):
                 await self._budgets.check_epoch()
-            return run.ended(Snoozed(_PAUSE, WaitReason.LOST_LEASE))
+            return run.ended(Snoozed(_PAUSE, WaitReason.EPOCH))
         return replace(run, journalled=True)
 
     async def _written(self, entry: _Entry) -> bool:
