@@ -14,7 +14,7 @@ from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import CallNumber, JobId, RouteName, Run, Tenant, WorkerId, hold_id, new_job_id
 from headrace_shared.job import ClaimedJob, JobState, Queue
 from headrace_shared.money import NanoUSD
-from headrace_shared.outcome import ErrorClass, Succeeded, WaitReason
+from headrace_shared.outcome import ErrorClass, Snoozed, Succeeded, WaitReason
 from headrace_shared.store import runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
@@ -119,6 +119,12 @@ async def finish(pool: Pool, job: ClaimedJob) -> object:
     return finished.states
 
 
+async def give_back(pool: Pool, job: ClaimedJob) -> object:
+    """As a worker does that shuts down."""
+    end = RunEnd(job.id, job.run, Snoozed(timedelta(0), WaitReason.SHUTDOWN), job.attempts)
+    return (await runs.finish(pool, DEAD, 1, conclusions=[], attempts=[], ends=[end])).states
+
+
 async def lease_in_redis(redis: Redis, job_id: JobId) -> float | None:
     """Seconds until an id is due again; None when it is not in its queue."""
     score = await redis.evaluate(
@@ -137,7 +143,7 @@ async def test_each_claim_raises_the_run(pool: Pool, jobs: Jobs, doomed: Doomed)
     (job_id,) = await jobs.add()
     first = await doomed.claim(job_id)
     assert (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
-    assert await runs.release_jobs(pool, [(job_id, first.run)], WaitReason.SHUTDOWN) == [job_id]
+    assert await give_back(pool, first) == {(job_id, first.run): JobState.QUEUED}
     second = await doomed.claim(job_id)
     assert (first.run, second.run) == (1, 2)
     row = await jobs.row(job_id)
@@ -154,7 +160,7 @@ async def test_what_is_not_due_is_not_claimed(pool: Pool, jobs: Jobs, clock: Clo
 async def test_a_run_that_was_overtaken_ends_nothing(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
     (job_id,) = await jobs.add()
     old = await doomed.crash(job_id)
-    await runs.release_jobs(pool, [(job_id, old.run)], WaitReason.SHUTDOWN)
+    await give_back(pool, old)
     await doomed.claim(job_id)
     before = await jobs.row(job_id)
     assert await finish(pool, old) == {}
@@ -167,7 +173,7 @@ async def test_a_run_that_was_overtaken_ends_nothing(pool: Pool, jobs: Jobs, doo
 async def test_a_run_that_was_overtaken_may_make_no_call(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
     (job_id,) = await jobs.add()
     old = await doomed.claim(job_id)
-    await runs.release_jobs(pool, [(job_id, old.run)], WaitReason.SHUTDOWN)
+    await give_back(pool, old)
     with pytest.raises(AssertionError, match="set"):
         await doomed.open_call(old)
     assert await jobs.calls(job_id) == []
@@ -351,7 +357,7 @@ async def test_an_intent_that_arrives_after_its_run_is_not_held_for_ever(
     pool, redis, jobs, reaper = doomed.pool, doomed.redis, doomed.jobs, doomed.reaper
     (job_id,) = await jobs.add()
     job = await doomed.crash(job_id)
-    await runs.release_jobs(pool, [(job_id, job.run)], WaitReason.SHUTDOWN)
+    await give_back(pool, job)
     await reaper.turn()
     assert [call["state"] for call in await jobs.calls(job_id)] == ["open"]
     await clock.advance(timedelta(seconds=61))

@@ -232,7 +232,7 @@ async def test_a_turn_that_breaks_is_not_the_last(pool: Pool, monkeypatch: pytes
         return timedelta(0)
 
     async def wake(_rest: timedelta) -> None:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
 
     leadership = Leadership(pool, WorkerId("w"), "reaper", term=LEASE, turn=turn, wake=wake)
     task = asyncio.create_task(leadership.run())

@@ -71,6 +71,14 @@ class Again:
     delay: timedelta
 
 
+class LeavesIntent:
+    """A step that may have written the call's intent although it did not come back."""
+
+
+class Sends:
+    """A step that may have sent the request although it did not come back."""
+
+
 Step = Callable[[Run], Awaitable[Run]]
 Settle = Callable[[Run], Awaitable[Again | Outcome]]
 
@@ -158,8 +166,11 @@ class Execution:
 
 def _mark(run: Run, step: Step) -> Run:
     """Assume the worst of a step that did not come back: its intent stands, its request is out."""
-    name = type(step).__name__
-    return replace(run, journalled=run.journalled or name == "Journal", sent=run.sent or name == "Call")
+    return replace(
+        run,
+        journalled=run.journalled or isinstance(step, LeavesIntent),
+        sent=run.sent or isinstance(step, Sends),
+    )
 
 
 def _internal(error: Exception) -> Failed:

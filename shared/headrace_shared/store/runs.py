@@ -178,14 +178,6 @@ async def heartbeat(database: Database, held: Sequence[tuple[JobId, Run]], lease
     return [Kept(JobId(row["id"]), row["cancel_requested"]) for row in rows]
 
 
-async def release_jobs(
-    database: Database, held: Sequence[tuple[JobId, Run]], reason: WaitReason
-) -> list[JobId]:
-    """Give jobs back at once; no attempt and no crash is counted."""
-    ids, runs = _in_lock_order(held)
-    return [JobId(row["id"]) for row in await database.fetch(_SQL["release_jobs"], ids, runs, reason)]
-
-
 def _in_lock_order(held: Sequence[tuple[JobId, Run]]) -> tuple[list[JobId], list[Run]]:
     """Statements that lock several rows take them by id, so that no two wait for each other."""
     ordered = sorted(held)

@@ -29,14 +29,6 @@ FROM unnest($1::uuid[], $2::int[]) AS held(id, run), (SELECT headrace.now() AS n
 WHERE j.id = held.id AND j.run = held.run AND j.state = 'running'
 RETURNING j.id, j.cancel_requested;
 
--- name: release_jobs
--- Give jobs back unharmed: no attempt, no crash is counted.
-UPDATE headrace.jobs AS j SET
-    state = 'queued', worker = NULL, lease_until = NULL, run_at = headrace.now(), waiting_for = $3
-FROM unnest($1::uuid[], $2::int[]) AS held(id, run)
-WHERE j.id = held.id AND j.run = held.run AND j.state = 'running'
-RETURNING j.id;
-
 -- name: open_calls
 -- The intents of calls, right before they are sent: only under the epoch of their holds,
 -- and only for runs that still own their rows.

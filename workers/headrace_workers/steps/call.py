@@ -8,11 +8,11 @@ from headrace_shared.outcome import ErrorClass, Failure
 from headrace_shared.telemetry import CallSpan, call_span
 from headrace_workers.breaker import Breakers
 from headrace_workers.clients import Clients
-from headrace_workers.execution import Run
+from headrace_workers.execution import Run, Sends
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 
 
-class Call:
+class Call(Sends):
     def __init__(self, clients: Clients, breakers: Breakers) -> None:
         self._clients = clients
         self._breakers = breakers

@@ -13,7 +13,7 @@ from headrace_shared.outcome import Snoozed, WaitReason
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import Intent
-from headrace_workers.execution import Run
+from headrace_workers.execution import LeavesIntent, Run
 
 _PAUSE = timedelta(milliseconds=100)
 
@@ -24,7 +24,7 @@ class _Entry:
     intent: Intent
 
 
-class Journal:
+class Journal(LeavesIntent):
     """Only a call whose intent was accepted is made.
 
     The store refuses an intent whose hold is of an epoch that is over, and one whose row
