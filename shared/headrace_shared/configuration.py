@@ -41,13 +41,22 @@ from headrace_shared.configuration_fields import (
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest
 from headrace_shared.ids import Lane, RouteName
 from headrace_shared.jsonvalue import is_table
-from headrace_shared.policy import BreakerPolicy, RetryPolicy, Timeouts, WebhookPolicy
+from headrace_shared.policy import (
+    BreakerPolicy,
+    RetryPolicy,
+    SuspensePolicy,
+    SuspenseRule,
+    Timeouts,
+    WebhookPolicy,
+)
 from headrace_shared.routes import Provider, Route, Target
 from headrace_shared.secrets import SecretReference
 
 DEFAULT_PROVIDER = "openai"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_LANES: Mapping[str, int] = {"interactive": 8, "default": 4, "batch": 1}
+SHORTEST_LEASE = timedelta(seconds=1)
+LONGEST_LEASE = timedelta(hours=1)
 
 _ROUTES_KEPT = 4096
 
@@ -141,6 +150,9 @@ class DefaultSection(_Section):
     lane: Name = "default"
     retention_days: Count = 30
     idempotency_days: Count = 7
+    suspense_after: PositiveDuration = timedelta(hours=24)
+    """How long a call may stand in suspense before it is settled as `suspense_as`."""
+    suspense_as: SuspenseRule = SuspenseRule.BILLED
 
     @property
     def retention(self) -> timedelta:
@@ -160,6 +172,8 @@ class Configuration(_Section):
     limits: Mapping[TargetName, LimitSection] = {}
     lanes: Mapping[Name, Count] = DEFAULT_LANES
     """The three default lanes always exist; a file changes their weights or adds others."""
+    leases: Mapping[Name, PositiveDuration] = {}
+    """Of the lanes whose jobs are held longer, or shorter, than a worker's own lease says."""
     retries: RetrySection = RetrySection()
     breaker: BreakerSection = BreakerSection()
     webhooks: WebhookSection = WebhookSection()
@@ -230,6 +244,10 @@ class Configuration(_Section):
     def lane_weights(self) -> Mapping[Lane, int]:
         return {Lane(name): weight for name, weight in self.lanes.items()}
 
+    def lane_leases(self) -> Mapping[Lane, timedelta]:
+        """Return the leases of the lanes that have one of their own."""
+        return {Lane(name): lease for name, lease in self.leases.items()}
+
     def retry_policy(self) -> RetryPolicy:
         return RetryPolicy(
             max_attempts=self.retries.max_attempts,
@@ -247,6 +265,9 @@ class Configuration(_Section):
             cooldown=self.breaker.cooldown,
             probe_lease=self.breaker.probe_lease,
         )
+
+    def suspense_policy(self) -> SuspensePolicy:
+        return SuspensePolicy(after=self.defaults.suspense_after, rule=self.defaults.suspense_as)
 
     def webhook_policy(self) -> WebhookPolicy:
         return WebhookPolicy(
@@ -348,6 +369,12 @@ def _check_policies(configuration: Configuration) -> None:
     if configuration.defaults.lane not in configuration.lanes:
         known = ", ".join(configuration.lanes)
         raise InvalidConfiguration(where="defaults.lane", reason=f"there is no such lane, only {known}")
+    for lane, lease in configuration.leases.items():
+        where = toml_path(("leases", lane))
+        if lane not in configuration.lanes:
+            raise InvalidConfiguration(where=where, reason="there is no such lane")
+        if not SHORTEST_LEASE <= lease <= LONGEST_LEASE:
+            raise InvalidConfiguration(where=where, reason='must be from "1s" to "1h"')
     if configuration.retries.initial > configuration.retries.maximum:
         raise InvalidConfiguration(where="retries.initial", reason="must not be longer than retries.maximum")
     if not configuration.webhooks.schedule:

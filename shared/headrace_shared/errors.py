@@ -9,13 +9,17 @@
     │   ├── InvalidAmount
     │   ├── InvalidWebhook
     │   ├── InvalidConfiguration    headrace.toml, or the environment
+    │   │   ├── InvalidHandler      a handler's module, name, parameters or result
     │   │   ├── MissingExtra        a package that an extra of headrace brings
     │   │   └── MissingSetting
     │   ├── UnknownPrice
     │   └── InvalidBatchFile        carries every bad line
+    ├── CallFailed                  a handler's call came to no answer
     ├── ClientNotOpen
     ├── IdempotencyConflict         the key was used with another body
     ├── JobNotFound
+    ├── NotRetriable                a job that has not ended, or has a result, has nothing to retry
+    ├── AlreadyRetried              a newer job took its place
     ├── ResultTimeout               the job has not ended yet
     ├── JobFailed                   the job ended without a result
     │   ├── JobCancelled
@@ -26,6 +30,7 @@
     │   └── StoreNotMigrated
     ├── DispatchError
     │   ├── DispatchUnavailable
+    │   │   └── DispatchDamaged     what is in Redis under our names is not ours, and stays
     │   └── DispatchTooOld
     ├── EmbeddedServerFailed
     ├── WebhookRefused              a callback's target is not one that may be dialled
@@ -107,6 +112,10 @@ class MissingSetting(InvalidConfiguration):
     """{where} is not set: {reason}."""
 
 
+class InvalidHandler(InvalidConfiguration):
+    """{where}: {reason}."""
+
+
 class MissingExtra(InvalidConfiguration):
     """{where} need packages that are not installed: pip install "headrace[{extra}]"."""
 
@@ -139,6 +148,17 @@ class InvalidBatchFile(InvalidInput):
         super().__init__(path=path, problems=problems, count=len(problems), noun=noun)
 
 
+class CallFailed(HeadraceError):
+    """The call {name!r} failed ({error_class}): {error}"""
+
+    name: str
+    error_class: str
+    error: str
+
+    def __init__(self, *, name: str, error_class: str, error: str) -> None:
+        super().__init__(name=name, error_class=error_class, error=error)
+
+
 class ClientNotOpen(HeadraceError):
     """The client is not open: use it inside 'async with Headrace() as headrace:'."""
 
@@ -161,6 +181,26 @@ class JobNotFound(HeadraceError):
 
     def __init__(self, *, job_id: UUID) -> None:
         super().__init__(job_id=job_id)
+
+
+class NotRetriable(HeadraceError):
+    """Job {job_id} is {state}: only one that failed, expired or was cancelled can be retried."""
+
+    job_id: UUID
+    state: str
+
+    def __init__(self, *, job_id: UUID, state: str) -> None:
+        super().__init__(job_id=job_id, state=state)
+
+
+class AlreadyRetried(HeadraceError):
+    """Job {job_id} was retried already: job {replaced_by} took its place."""
+
+    job_id: UUID
+    replaced_by: UUID
+
+    def __init__(self, *, job_id: UUID, replaced_by: UUID) -> None:
+        super().__init__(job_id=job_id, replaced_by=replaced_by)
 
 
 class ResultTimeout(HeadraceError):
@@ -227,6 +267,10 @@ class DispatchUnavailable(DispatchError):
 
     def __init__(self, *, address: str, reason: str) -> None:
         super().__init__(address=address, reason=reason)
+
+
+class DispatchDamaged(DispatchUnavailable):
+    """Redis at {address} holds under Headrace's names what is not Headrace's ({reason})."""
 
 
 class DispatchTooOld(DispatchError):

@@ -6,6 +6,7 @@ store can be ranges of ids.
 """
 
 import os
+import re
 import time
 from typing import NewType
 from uuid import UUID
@@ -22,6 +23,9 @@ Run = NewType("Run", int)
 """The claim counter of a job's row, and its only fencing token."""
 CallNumber = NewType("CallNumber", int)
 """The number of a provider call within one run, from 1."""
+
+
+_HOLD_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(:[0-9]{1,9}){2}")
 
 
 def uuid7() -> UUID:
@@ -41,3 +45,8 @@ def new_job_id() -> JobId:
 def hold_id(job: JobId, run: Run, call: CallNumber) -> HoldId:
     """Return the id of the hold that pays for one call: the ledger's own key."""
     return HoldId(f"{job}:{run}:{call}")
+
+
+def parse_hold_id(member: bytes) -> HoldId | None:
+    """Read the id of a hold; None for what is not one."""
+    return HoldId(member.decode()) if _HOLD_ID.fullmatch(member) else None

@@ -6,10 +6,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
+from headrace_shared.handlers import HandlerEndpoint
 from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, RouteName, Run, Tenant
 from headrace_shared.money import NanoUSD
 from headrace_shared.request import Endpoint
 from headrace_shared.usage import Usage
+
+NEEDS_EXPIRY = "expiry"
+"""What a job needs of its worker when it has a time to live, a deadline or a timeout."""
 
 
 class JobState(StrEnum):
@@ -52,9 +56,9 @@ class NewJob:
     tenant: Tenant
     lane: Lane
     route: RouteName
-    endpoint: Endpoint
+    endpoint: Endpoint | HandlerEndpoint
     body: bytes
-    """The request in the provider's own wire format: UTF-8 JSON."""
+    """UTF-8 JSON: the request in the provider's own wire format, or a handler's input."""
     max_attempts: int
     delay: timedelta = timedelta(0)
     idempotency_key: str | None = None
@@ -64,6 +68,19 @@ class NewJob:
     metadata: Mapping[str, str] | None = None
     traceparent: str | None = None
     batch_line: BatchLine | None = None
+    run_at: datetime | None = None
+    """When it is due; then `delay` counts nothing."""
+    ttl: timedelta | None = None
+    """How long it may be due before it is started."""
+    deadline: datetime | None = None
+    """When it must have ended."""
+    timeout: timedelta | None = None
+    """How long it may take from its first start, waits between its attempts included."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a worker must know beyond the endpoint."""
+        return (NEEDS_EXPIRY,) if self.ttl or self.deadline or self.timeout else ()
 
     @property
     def queue(self) -> Queue:
@@ -77,7 +94,7 @@ class ClaimedJob:
     id: JobId
     run: Run
     queue: Queue
-    endpoint: Endpoint
+    endpoint: Endpoint | HandlerEndpoint
     body: bytes
     attempts: int
     """Attempts that failed before this run."""
@@ -85,10 +102,16 @@ class ClaimedJob:
     created_at: datetime
     waited: timedelta
     """From when it was due until it was claimed."""
+    lease: timedelta
+    """For how long it is held by each heartbeat."""
+    time_left: timedelta | None = None
+    """Until it must have ended, at its claim."""
     has_webhook: bool = False
     traceparent: str | None = None
     answer: tuple[Run, CallNumber] | None = None
     """The call of an earlier run that was answered when that run had lost the row."""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Read for a handler alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +122,7 @@ class Job:
     tenant: Tenant
     lane: Lane
     route: RouteName
-    endpoint: Endpoint
+    endpoint: Endpoint | HandlerEndpoint
     state: JobState
     run: Run
     attempts: int
@@ -116,6 +139,18 @@ class Job:
     batch_id: UUID | None
     custom_id: str | None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    start_by: datetime | None = None
+    """When it must have been started, until it was."""
+    end_by: datetime | None = None
+    """When it must have ended: its deadline, or, once it was started, the end of its timeout."""
+    timeout: timedelta | None = None
+    replaces: UUID | None = None
+    """The job that ended badly and was retried as this one."""
+    replaced_by: UUID | None = None
+    """The job that this one was retried as."""
+    progress: float | None = None
+    """From 0 to 1, as its handler says."""
+    progress_note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +182,5 @@ class Ending:
     job: Job
     answer: Answer | None
     bill: Bill
+    output: bytes | None = None
+    """What its handler returned, as JSON."""

@@ -28,6 +28,8 @@ class ErrorClass(StrEnum):
     NO_ROUTE = "no_route"
     QUARANTINED = "quarantined"
     EXPIRED = "expired"
+    HANDLER = "handler"
+    """The application's own code raised, or returned what cannot be kept."""
     INTERNAL = "internal"
 
 
@@ -45,6 +47,8 @@ class WaitReason(StrEnum):
     """The intent of its call was refused: the counters of budgets are new, or its row is."""
     SHUTDOWN = "shutdown"
     LOST_LEASE = "lost_lease"
+    WORKER = "worker"
+    """No worker that saw it knows its endpoint, its handler, or something else that it needs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 
 from headrace_shared.secrets import SecretReference
 
@@ -85,3 +86,19 @@ class WebhookPolicy:
     timeout: timedelta
     schedule: tuple[timedelta, ...]
     """The wait before each delivery attempt, counted from the one before it."""
+
+
+class SuspenseRule(StrEnum):
+    """What a call came to of which nobody has learnt whether it was billed."""
+
+    BILLED = "billed"
+    """As much as it can have cost: no budget is over, whatever the bill says."""
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class SuspensePolicy:
+    """When a call in suspense is settled without an operator, and as what."""
+
+    after: timedelta
+    rule: SuspenseRule

@@ -1,4 +1,7 @@
 -- Batches: a file's content and its tenant.
+--
+-- A line's job is the newest that was made of it: one that was replaced counts only where
+-- money does.
 
 -- name: find_batch
 -- The newest batch of a content.
@@ -33,10 +36,11 @@ SELECT count(*) AS enqueued,
        count(*) FILTER (WHERE state = 'running') AS running,
        coalesce(sum(attempts - CASE WHEN state = 'failed' THEN 1 ELSE 0 END)
                 FILTER (WHERE attempts > 0), 0)::bigint AS retried
-FROM headrace.jobs WHERE batch_id = $1;
+FROM headrace.jobs WHERE batch_id = $1 AND replaced_by IS NULL;
 
 -- name: batch_cost
 -- Job by job along the ledger's key: its cost is the batch's size, however long the ledger.
+-- What replaced jobs cost was spent as well.
 SELECT coalesce(sum(b.prompt_tokens), 0)::bigint AS prompt_tokens,
        coalesce(sum(b.completion_tokens), 0)::bigint AS completion_tokens,
        coalesce(sum(b.cost_nano), 0)::bigint AS cost_nano,
@@ -60,11 +64,11 @@ LEFT JOIN LATERAL (
       AND (j.result_run IS NULL OR (c.run = j.result_run AND c.call = j.result_call))
     ORDER BY c.run DESC, c.call DESC LIMIT 1
 ) c ON true
-WHERE j.batch_id = $1 AND j.line > $2 AND j.ended_at IS NOT NULL
+WHERE j.batch_id = $1 AND j.line > $2 AND j.ended_at IS NOT NULL AND j.replaced_by IS NULL
 ORDER BY j.line LIMIT $3;
 
 -- name: known_lines
-SELECT line FROM headrace.jobs WHERE batch_id = $1 AND line BETWEEN $2 AND $3;
+SELECT line FROM headrace.jobs WHERE batch_id = $1 AND line BETWEEN $2 AND $3 AND replaced_by IS NULL;
 
 -- name: cancel_batch
 -- A page of a batch's jobs: queued ones end here, running ones are told by the next

@@ -44,10 +44,18 @@ async def due_queues(database: Database) -> list[Queue]:
     return [queue_of(row) for row in await database.fetch(_SQL["due_queues"])]
 
 
-async def due_jobs(database: Database, queue: Queue, *, limit: int) -> list[JobId]:
-    """Return the head of a queue, in the order its jobs are due."""
-    rows = await database.fetch(_SQL["due_jobs"], queue.lane, queue.route, queue.tenant, limit)
-    return [JobId(row["id"]) for row in rows]
+async def due_jobs(database: Database, queues: Sequence[Queue], *, limit: int) -> list[list[JobId]]:
+    """Return the head of each queue, of so many jobs at most, in the order they are due."""
+    parts = (
+        [queue.lane for queue in queues],
+        [queue.route for queue in queues],
+        [queue.tenant for queue in queues],
+    )
+    heads = [list[JobId]() for _ in queues]
+    for row in await database.fetch(_SQL["due_jobs"], *parts, limit):
+        place: int = row["place"]
+        heads[place].append(JobId(row["id"]))
+    return heads
 
 
 async def lead(database: Database, role: str, holder: WorkerId, lease: timedelta) -> bool:
@@ -65,6 +73,12 @@ async def register_worker(
     """Say that a worker is there, and for how long to believe it; return the configuration in force."""
     row = await database.fetchrow(_SQL["register_worker"], worker, host, slots, lanes, alive.total_seconds())
     return int(row["configuration"]) if row else 0
+
+
+async def reach_dispatch(database: Database, worker: WorkerId, believed: timedelta) -> bool:
+    """Say that a worker reaches Redis, for so long at least; true when an epoch without it is to end."""
+    row = await database.fetchrow(_SQL["reach_dispatch"], worker, believed.total_seconds())
+    return row is None or bool(row[0])
 
 
 async def forget_worker(database: Database, worker: WorkerId) -> None:

@@ -16,10 +16,14 @@ SELECT lane, route, tenant FROM queue WHERE EXISTS (
         AND j.tenant = queue.tenant AND j.run_at <= headrace.now());
 
 -- name: due_jobs
--- The head of one queue: what its window in Redis should hold.
-SELECT id FROM headrace.jobs
-WHERE state = 'queued' AND lane = $1 AND route = $2 AND tenant = $3 AND run_at <= headrace.now()
-ORDER BY run_at, id LIMIT $4;
+-- The heads of queues, by each queue's place in the arrays: what their windows in Redis should hold.
+SELECT queue.place - 1 AS place, head.id
+FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS queue (lane, route, tenant, place),
+LATERAL (
+    SELECT j.id, j.run_at FROM headrace.jobs j
+    WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route AND j.tenant = queue.tenant
+        AND j.run_at <= headrace.now()
+    ORDER BY j.run_at, j.id LIMIT $4) AS head;
 
 -- name: depths
 -- How many jobs of each lane are due, and for how many seconds the oldest has been.
@@ -42,6 +46,10 @@ INSERT INTO headrace.workers (id, host, slots, lanes, started_at, alive_until)
 VALUES ($1, $2, $3, $4, headrace.now(), headrace.now() + make_interval(secs => $5))
 ON CONFLICT (id) DO UPDATE SET alive_until = excluded.alive_until, lanes = excluded.lanes
 RETURNING (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
+
+-- name: reach_dispatch
+UPDATE headrace.workers SET dispatch_until = headrace.now() + make_interval(secs => $2) WHERE id = $1
+RETURNING (SELECT degraded FROM headrace.money);
 
 -- name: forget_worker
 DELETE FROM headrace.workers WHERE id = $1;

@@ -9,10 +9,10 @@ from uuid import UUID
 import asyncpg
 
 from headrace_shared.errors import IdempotencyConflict, InvalidRequest
+from headrace_shared.handlers import read_endpoint
 from headrace_shared.ids import CallNumber, JobId, Lane, RouteName, Run, Tenant
 from headrace_shared.job import Answer, Bill, Ending, Job, JobState, NewJob, Queue
 from headrace_shared.money import NanoUSD
-from headrace_shared.request import Endpoint
 from headrace_shared.store.pool import Database, json_object
 from headrace_shared.store.sql import Statements
 from headrace_shared.usage import Usage
@@ -29,6 +29,8 @@ class Inserted:
     id: JobId
     existed: bool
     """The idempotency key was known: this is the job it belongs to."""
+    due_in: timedelta = timedelta(0)
+    """By the store's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,11 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
             job.batch_line.batch_id if job.batch_line else None,
             job.batch_line.line if job.batch_line else None,
             job.batch_line.custom_id if job.batch_line else None,
+            job.run_at,
+            job.ttl.total_seconds() if job.ttl else None,
+            job.deadline,
+            job.timeout.total_seconds() if job.timeout else None,
+            "\n".join(job.needs),
         )
         for job in jobs
     ]
@@ -122,7 +129,7 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
 def _inserted(job: NewJob, row: asyncpg.Record) -> Inserted:
     if row["conflict"]:
         raise IdempotencyConflict(tenant=job.tenant, key=job.idempotency_key or "", job_id=row["id"])
-    return Inserted(JobId(row["id"]), row["existed"])
+    return Inserted(JobId(row["id"]), row["existed"], timedelta(seconds=row["due_in"]))
 
 
 async def get_job(database: Database, job_id: JobId) -> Job | None:
@@ -147,7 +154,10 @@ async def get_ending(database: Database, job_id: JobId) -> Ending | None:
             request_id=row["request_id"],
         )
     return Ending(
-        _job(row), answer, Bill(usage_of(row), NanoUSD(row["cost_nano"]), NanoUSD(row["suspense_nano"]))
+        _job(row),
+        answer,
+        Bill(usage_of(row), NanoUSD(row["cost_nano"]), NanoUSD(row["suspense_nano"])),
+        row["output"],
     )
 
 
@@ -208,7 +218,7 @@ def _job(row: asyncpg.Record) -> Job:
         tenant=Tenant(row["tenant"]),
         lane=Lane(row["lane"]),
         route=RouteName(row["route"]),
-        endpoint=Endpoint(row["endpoint"]),
+        endpoint=read_endpoint(row["endpoint"]),
         state=JobState(row["state"]),
         run=Run(row["run"]),
         attempts=row["attempts"],
@@ -225,4 +235,11 @@ def _job(row: asyncpg.Record) -> Job:
         batch_id=row["batch_id"],
         custom_id=row["custom_id"],
         metadata=json_object(row["metadata"]),
+        start_by=row["start_by"],
+        end_by=row["end_by"],
+        timeout=row["timeout"],
+        replaces=row["replaces"],
+        replaced_by=row["replaced_by"],
+        progress=row["progress"],
+        progress_note=row["progress_note"],
     )

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
+import asyncpg
 from pydantic import TypeAdapter
 
-from headrace_shared.ids import BatchId, HoldId, JobId, Tenant
+from headrace_shared.ids import BatchId, HoldId, JobId, Tenant, WorkerId
 from headrace_shared.job import Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.store.jobs import queue_of, usage_of
@@ -75,6 +76,28 @@ _COUNTERS = TypeAdapter(Counters)
 
 
 @dataclass(frozen=True, slots=True)
+class Epoch:
+    """Under which number money is held, and whether (degraded) it is held in the store."""
+
+    number: int
+    degraded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A budget that has no room for a hold."""
+
+    scope: str
+    kind: WindowKind
+    limit: NanoUSD
+    missing: NanoUSD
+    held_by_others: NanoUSD
+    ends_in: timedelta | None
+    """When the window turns; None for one that never does."""
+    policy: BudgetPolicy
+
+
+@dataclass(frozen=True, slots=True)
 class UsageRow:
     """A part of the ledger, summed; the groupings that were not asked for are None."""
 
@@ -87,19 +110,6 @@ class UsageRow:
     usage: Usage
     cost: NanoUSD
     suspense: NanoUSD
-
-
-@dataclass(frozen=True, slots=True)
-class SuspenseRow:
-    job_id: JobId
-    run: int
-    call: int
-    tenant: str
-    provider: str
-    model: str
-    reason: str | None
-    amount: NanoUSD
-    since: datetime
 
 
 async def set_budget(
@@ -125,8 +135,76 @@ async def raise_epoch(database: Database) -> int:
 
 
 async def current_epoch(database: Database) -> int:
-    row = await database.fetchrow(_SQL["current_epoch"])
-    return int(row[0]) if row else 0
+    return (await epoch_in_force(database)).number
+
+
+async def epoch_in_force(database: Database) -> Epoch:
+    row = await database.fetchrow(_SQL["epoch_in_force"])
+    return Epoch(int(row["epoch"]), row["degraded"]) if row else Epoch(0, degraded=False)
+
+
+async def degrade(database: Database, worker: WorkerId) -> bool:
+    """Say that a worker does not reach Redis; true when the fleet does without it.
+
+    An epoch without Redis is begun when no live worker reaches it, and ended by `raise_epoch`.
+    """
+    row = await database.fetchrow(_SQL["degrade"], worker)
+    return bool(row and row[0])
+
+
+async def hold(
+    database: Database, epoch: int, wanted: Sequence[tuple[HoldId, NanoUSD, Sequence[str]]]
+) -> list[datetime | Refused] | None:
+    """Hold money in the store, for each over all of its scopes or not at all.
+
+    Args:
+        database: where.
+        epoch: one without Redis.
+        wanted: ids, amounts and scopes.
+
+    Returns:
+        for each the moment it is held since, or what it lacks; None when the epoch is not in force.
+
+    """
+    rows = await database.fetch(
+        _SQL["hold"],
+        epoch,
+        [one[0] for one in wanted],
+        [one[1] for one in wanted],
+        ["\n".join(one[2]) for one in wanted],
+    )
+    return [_held_at(row) for row in rows] if rows or not wanted else None
+
+
+def _held_at(row: asyncpg.Record) -> datetime | Refused:
+    if row["by_scope"] is None:
+        moment: datetime = row["at"]
+        return moment
+    return Refused(
+        row["by_scope"],
+        WindowKind(row["by_kind"]),
+        NanoUSD(row["limit_is"]),
+        NanoUSD(row["missing"]),
+        NanoUSD(row["held_by_others"]),
+        None if row["ends_in"] is None else timedelta(seconds=row["ends_in"]),
+        BudgetPolicy(row["by_policy"]),
+    )
+
+
+async def release(database: Database, holds: Sequence[HoldId]) -> None:
+    """Give up holds in the store; those that became intents are none any more."""
+    await database.execute(_SQL["release"], holds)
+
+
+async def release_old(database: Database, age: timedelta) -> None:
+    """Give up holds in the store that are older than this: nobody can use them any more."""
+    await database.execute(_SQL["release_old"], age.total_seconds())
+
+
+async def held(database: Database) -> dict[tuple[str, str], NanoUSD]:
+    """Return what each budget's present window holds, as the store has it, by scope and window."""
+    rows = await database.fetch(_SQL["budget_use"])
+    return {(row["scope"], row["window_name"]): NanoUSD(row["held_nano"]) for row in rows}
 
 
 async def budget_state(database: Database) -> list[BudgetState]:
@@ -180,22 +258,4 @@ async def usage(
             NanoUSD(row["suspense_nano"]),
         )
         for row in rows
-    ]
-
-
-async def suspense(database: Database, *, limit: int = 1000) -> list[SuspenseRow]:
-    """List the calls that nobody knows to have been billed or not, oldest first."""
-    return [
-        SuspenseRow(
-            JobId(row["job_id"]),
-            row["run"],
-            row["call"],
-            row["tenant"],
-            row["provider"],
-            row["model"],
-            row["error_class"],
-            NanoUSD(row["suspense_nano"]),
-            row["ended_at"],
-        )
-        for row in await database.fetch(_SQL["suspense"], limit)
     ]

@@ -22,8 +22,24 @@ RETURNING j.id, j.lane, j.route, j.tenant;
 -- name: raise_epoch
 SELECT headrace.raise_epoch();
 
--- name: current_epoch
-SELECT epoch FROM headrace.money;
+-- name: epoch_in_force
+SELECT epoch, degraded FROM headrace.money;
+
+-- name: degrade
+SELECT headrace.degrade($1);
+
+-- name: hold
+SELECT * FROM headrace.hold($1, $2::text[], $3::bigint[], $4::text[]);
+
+-- name: release
+DELETE FROM headrace.holds WHERE id = ANY($1::text[]);
+
+-- name: release_old
+-- Holds that no intent followed; one that comes this late is refused.
+DELETE FROM headrace.holds WHERE held_at < headrace.now() - make_interval(secs => $1);
+
+-- name: budget_use
+SELECT * FROM headrace.budget_use(NULL, headrace.now());
 
 -- name: budget_state
 -- Every budget with what its present window has settled and in suspense.
@@ -43,11 +59,7 @@ WITH moment AS MATERIALIZED (
     SELECT headrace.now() AS now
 ), present AS MATERIALIZED (
     SELECT split_part(name, ':', 1) AS kind, name,
-           CASE split_part(name, ':', 1)
-               WHEN 'day' THEN extract(epoch FROM date_trunc('day', m.now, 'UTC') + interval '1 day' - m.now)
-               WHEN 'month' THEN extract(epoch FROM
-                   (date_trunc('month', m.now AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC' - m.now)
-           END::float8 AS ends_in
+           headrace.window_ends_in(split_part(name, ':', 1), m.now) AS ends_in
     FROM moment m, unnest(headrace.windows(m.now)) AS name
 ), budget AS (
     SELECT b.scope, b.window_kind AS kind, w.name AS window, b.limit_nano AS limit, b.policy,
@@ -85,8 +97,3 @@ FROM headrace.calls
 WHERE ($2::text IS NULL OR tenant = $2)
   AND ($3::uuid IS NULL OR job_id IN (SELECT id FROM headrace.jobs WHERE batch_id = $3))
 GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4;
-
--- name: suspense
--- What is in suspense, oldest first.
-SELECT job_id, run, call, tenant, provider, model, error_class, suspense_nano, ended_at
-FROM headrace.calls WHERE state = 'suspense' ORDER BY ended_at LIMIT $1;

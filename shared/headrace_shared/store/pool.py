@@ -20,6 +20,8 @@ else:
     Pool = asyncpg.Pool
 
 OLDEST_SUPPORTED = 150000
+WORKER_POOL_SIZE = 6
+"""Connections that a worker has at most, beside the one that listens."""
 UNREACHABLE = (
     OSError,
     TimeoutError,
@@ -60,11 +62,14 @@ async def connect(url: str, *, timeout: float = 10) -> Connection:
 
     """
     _check_url(url)
+    connection: asyncpg.Connection[asyncpg.Record] | None = None
     try:
         connection = await asyncpg.connect(url, timeout=timeout, statement_cache_size=0)
+        await _check_version(connection, url)
     except (*UNREACHABLE, asyncpg.PostgresError, ValueError) as error:
+        if connection is not None:
+            connection.terminate()
         raise StoreUnavailable(address=address(url), reason=_reason(error)) from error
-    await _check_version(connection, url)
     return connection
 
 
@@ -86,7 +91,8 @@ async def open_pool(url: str, *, size: int = 10, pooler: bool = False) -> Pool:
     try:
         pool = await asyncpg.create_pool(
             url,
-            min_size=1,
+            # One that keeps connections open by itself logs each failure to do so, with its traceback.
+            min_size=0,
             max_size=size,
             timeout=10,
             command_timeout=60,
@@ -95,15 +101,15 @@ async def open_pool(url: str, *, size: int = 10, pooler: bool = False) -> Pool:
             reset=_keep,
             server_settings={} if pooler else {"plan_cache_mode": "force_generic_plan", "jit": "off"},
         )
+        try:
+            async with pool.acquire() as connection:
+                await _check_version(connection, url)
+                await migrate.check(connection)
+        except BaseException:
+            await pool.close()
+            raise
     except (*UNREACHABLE, asyncpg.PostgresError, ValueError) as error:
         raise StoreUnavailable(address=address(url), reason=_reason(error)) from error
-    try:
-        async with pool.acquire() as connection:
-            await _check_version(connection, url)
-            await migrate.check(connection)
-    except BaseException:
-        await pool.close()
-        raise
     return pool
 
 

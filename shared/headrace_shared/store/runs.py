@@ -3,14 +3,16 @@
 Every write names the run it was given; a row that has moved on is not changed by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 
 import asyncpg
 
-from headrace_shared.ids import CallNumber, HoldId, JobId, Run, WorkerId
-from headrace_shared.job import ClaimedJob, JobState, Queue
+from headrace_shared.handlers import read_endpoint
+from headrace_shared.ids import CallNumber, HoldId, JobId, Lane, Run, WorkerId
+from headrace_shared.job import NEEDS_EXPIRY, ClaimedJob, JobState, Queue
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import (
     Cancelled,
@@ -25,7 +27,7 @@ from headrace_shared.outcome import (
 )
 from headrace_shared.request import Endpoint
 from headrace_shared.store.jobs import queue_of
-from headrace_shared.store.pool import Database
+from headrace_shared.store.pool import Database, json_object
 from headrace_shared.store.sql import Statements
 from headrace_shared.usage import NO_USAGE, Usage
 
@@ -40,12 +42,47 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a row stands that a claim did not get."""
+class DueJob:
+    id: JobId
+    lane: Lane
+    suspect: bool
+    """Two of its runs lost their worker: it is claimed only by a process that runs nothing else."""
+
+
+class Standing(StrEnum):
+    """Why a claim did not get a row."""
+
+    ENDED = "ended"
+    RUNNING = "running"
+    OVERDUE = "overdue"
+    """Its time ran out while it was queued; nobody has written that down yet."""
+    EARLY = "early"
+    UNKNOWN = "unknown"
+    """It needs what this worker does not know."""
+    SUSPECT = "suspect"
+    """Two of its runs lost their worker: it is claimed only by a process that runs nothing else."""
+    DUE = "due"
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """A row that a claim did not get."""
 
     id: JobId
-    state: JobState
+    queue: Queue
+    standing: Standing
     due_in: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a worker knows how to run; jobs of a newer producer may need more."""
+
+    endpoints: tuple[str, ...] = tuple(Endpoint)
+    needs: tuple[str, ...] = (NEEDS_EXPIRY,)
+
+
+PLAIN = Abilities()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +105,11 @@ class Intent:
     held_at: datetime
     scopes: tuple[str, ...]
     price_version: str
+    endpoint: str | None = None
+    """Of the call where it is not the job's own."""
+    step: str | None = None
+    """The name of a handler's call; with the digest, a later run knows its answer by it."""
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +152,10 @@ class RunEnd:
     outcome: Outcome
     attempts: int
     """Attempts that have failed by now."""
-    result: tuple[Run, CallNumber] | None = None
-    """The call whose answer the job succeeded with."""
+    result: tuple[Run, CallNumber | None] | None = None
+    """The call whose answer the job succeeded with; no call when it is what its handler returned."""
+    output: bytes | None = None
+    """What the handler returned, as JSON: kept with the ending, in one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +170,8 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
+    """A job that was taken back or ended by somebody else than its run."""
+
     id: JobId
     queue: Queue
     state: JobState
@@ -140,52 +186,107 @@ class LedgerHold:
     suspense: NanoUSD
 
 
-async def claim_jobs(database: Database, ids: Sequence[JobId], worker: WorkerId, lease: timedelta) -> Claims:
-    """Claim those of the rows that are queued and due; each claim raises the row's run."""
-    rows = await database.fetch(_SQL["claim_jobs"], ids, worker, lease.total_seconds())
-    return Claims([_claimed(row) for row in rows], rows[0]["configuration"] if rows else None)
+async def claim_jobs(
+    database: Database,
+    ids: Sequence[JobId],
+    worker: WorkerId,
+    lease: timedelta,
+    *,
+    abilities: Abilities = PLAIN,
+    alone: bool = False,
+) -> Claims:
+    """Claim those of the rows that are queued, due and known; each claim raises the row's run.
+
+    Args:
+        database: where.
+        ids: of the rows.
+        worker: who claims.
+        lease: until when it must have renewed them.
+        abilities: what it can run.
+        alone: whether it runs nothing else: only then it gets jobs that are suspected of crashes.
+
+    """
+    rows = await database.fetch(
+        _SQL["claim_jobs"], ids, lease.total_seconds(), worker, alone, abilities.endpoints, abilities.needs
+    )
+    return Claims([_claimed(row, lease) for row in rows], rows[0]["configuration"] if rows else None)
 
 
-def _claimed(row: asyncpg.Record) -> ClaimedJob:
+def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
     return ClaimedJob(
         id=JobId(row["id"]),
         run=Run(row["run"]),
         queue=queue_of(row),
-        endpoint=Endpoint(row["endpoint"]),
+        endpoint=read_endpoint(row["endpoint"]),
         body=row["body"],
         attempts=row["attempts"],
         max_attempts=row["max_attempts"],
         created_at=row["created_at"],
         waited=row["waited"],
+        lease=lease,
+        time_left=row["time_left"],
         has_webhook=row["has_webhook"],
         traceparent=row["traceparent"],
         answer=(Run(row["answer"][0]), CallNumber(row["answer"][1])) if row["answer"] else None,
+        metadata=json_object(row["metadata"]),
     )
 
 
-async def look_up(database: Database, ids: Sequence[JobId]) -> list[Standing]:
+async def pick_due(
+    database: Database, lanes: Mapping[Lane, int], limit: int, *, abilities: Abilities = PLAIN
+) -> list[DueJob]:
+    """Return jobs that are due and that a worker can run, from the lanes by their weights."""
+    rows = await database.fetch(
+        _SQL["pick_due"],
+        list(lanes),
+        [float(weight) for weight in lanes.values()],
+        limit,
+        abilities.endpoints,
+        abilities.needs,
+    )
+    return [DueJob(JobId(row["id"]), Lane(row["lane"]), row["suspect"]) for row in rows]
+
+
+async def look_up(database: Database, ids: Sequence[JobId], abilities: Abilities = PLAIN) -> list[Unclaimed]:
     """Say where rows stand; an id without a row does not come back."""
     return [
-        Standing(JobId(row["id"]), JobState(row["state"]), timedelta(seconds=row["due_in"] or 0))
-        for row in await database.fetch(_SQL["look_up"], ids)
+        Unclaimed(
+            JobId(row["id"]),
+            queue_of(row),
+            Standing(row["standing"]),
+            timedelta(seconds=row["due_in"] or 0),
+        )
+        for row in await database.fetch(_SQL["look_up"], ids, abilities.endpoints, abilities.needs)
     ]
 
 
-async def heartbeat(database: Database, held: Sequence[tuple[JobId, Run]], lease: timedelta) -> list[Kept]:
+async def put_off(database: Database, ids: Sequence[JobId], delay: timedelta) -> None:
+    """Leave queued jobs to a worker that knows how to run them."""
+    await database.execute(_SQL["put_off"], ids, delay.total_seconds())
+
+
+async def expire(database: Database, *, limit: int = 500) -> list[Reaped]:
+    """End queued jobs whose time ran out."""
+    return [_reaped(row) for row in await database.fetch(_SQL["expire"], limit)]
+
+
+async def heartbeat(database: Database, held: Sequence[ClaimedJob]) -> list[Kept]:
     """Renew leases; a run that does not come back was lost."""
-    ids, runs = _in_lock_order(held)
-    rows = await database.fetch(_SQL["heartbeat"], ids, runs, lease.total_seconds())
+    # Statements that lock several rows take them by id, so that no two wait for each other.
+    ordered = sorted(held, key=lambda job: (job.id, job.run))
+    rows = await database.fetch(
+        _SQL["heartbeat"],
+        [job.id for job in ordered],
+        [job.run for job in ordered],
+        [job.lease.total_seconds() for job in ordered],
+    )
     return [Kept(JobId(row["id"]), row["cancel_requested"]) for row in rows]
 
 
-def _in_lock_order(held: Sequence[tuple[JobId, Run]]) -> tuple[list[JobId], list[Run]]:
-    """Statements that lock several rows take them by id, so that no two wait for each other."""
-    ordered = sorted(held)
-    return [job for job, _ in ordered], [run for _, run in ordered]
-
-
-async def open_calls(database: Database, epoch: int, intents: Sequence[Intent]) -> set[JobId]:
-    """Write the intents of calls that are about to be sent; return the jobs whose may be.
+async def open_calls(
+    database: Database, epoch: int, intents: Sequence[Intent]
+) -> set[tuple[JobId, CallNumber]]:
+    """Write the intents of calls that are about to be sent; return those that may be.
 
     The others' epoch is over, or their row has moved on: they must not be sent.
     """
@@ -202,8 +303,11 @@ async def open_calls(database: Database, epoch: int, intents: Sequence[Intent]) 
         [intent.held_at for intent in intents],
         ["\n".join(intent.scopes) for intent in intents],
         [intent.price_version for intent in intents],
+        [intent.endpoint for intent in intents],
+        [intent.step for intent in intents],
+        [intent.digest for intent in intents],
     )
-    return {JobId(row["job_id"]) for row in rows}
+    return {(JobId(row["job_id"]), CallNumber(row["call"])) for row in rows}
 
 
 async def finish(
@@ -239,6 +343,7 @@ async def finish(
         [state.delay for state in states],
         [c.usage.cache_write_tokens for c in conclusions],
         [end.result[0] if end.result else None for end in ends],
+        [end.output for end in ends],
     )
     ended: dict[tuple[JobId, Run], JobState] = {}
     corrected: set[tuple[JobId, Run]] = set()
@@ -310,16 +415,45 @@ def _row_state(outcome: Outcome) -> _RowState:
             return _RowState(JobState.EXPIRED, ErrorClass.EXPIRED, message)
 
 
-async def reap(database: Database, *, limit: int = 500) -> list[Reaped]:
-    """Take back jobs whose lease ended; their open calls stand in suspense from now on."""
-    rows = await database.fetch(_SQL["reap"], limit)
-    return [Reaped(JobId(row["id"]), queue_of(row), JobState(row["state"])) for row in rows]
+async def reap(database: Database, *, spare: timedelta = timedelta(0), limit: int = 500) -> list[Reaped]:
+    """Take back jobs whose lease ended; their open calls stand in suspense from now on.
+
+    Args:
+        database: where.
+        spare: for so long after the start of PostgreSQL nothing is taken back: nobody could renew.
+        limit: jobs at most.
+
+    """
+    return [_reaped(row) for row in await database.fetch(_SQL["reap"], limit, spare.total_seconds())]
+
+
+async def quarantine(database: Database, job_id: JobId, worker: WorkerId, how: str) -> Reaped | None:
+    """End a job whose own process died; None when it does not run there any more.
+
+    Args:
+        database: where.
+        job_id: the job that was alone.
+        worker: the process it was alone in.
+        how: what was seen of the death, for the job's error.
+
+    """
+    row = await database.fetchrow(_SQL["quarantine"], job_id, worker, how)
+    return _reaped(row) if row else None
+
+
+async def is_run_by(database: Database, job_id: JobId, worker: WorkerId) -> bool:
+    row = await database.fetchrow(_SQL["is_run_by"], job_id, worker)
+    return row is not None and row[0] is True
+
+
+def _reaped(row: asyncpg.Record) -> Reaped:
+    return Reaped(JobId(row["id"]), queue_of(row), JobState(row["state"]))
 
 
 async def suspend_orphans(database: Database) -> dict[HoldId, NanoUSD]:
     """Put open calls whose run has ended into suspense; return their holds with their amounts."""
     return {
-        HoldId(row["hold_id"]): NanoUSD(row["suspense_nano"])
+        HoldId(row["hold_id"]): NanoUSD(row["amount_nano"])
         for row in await database.fetch(_SQL["suspend_orphans"])
     }
 
