@@ -4,12 +4,17 @@ The counters live in Redis, under an epoch that lives in Postgres. Whoever finds
 missing, or of another epoch, or its window turned, puts them in place from the ledger
 before anything else is held; a hold of an older epoch can pay for no call, because the
 call's intent names the epoch and is refused.
+
+Running without Redis is an epoch too: under it holds are rows of the store, and limits are
+compared there with the ledger itself. It begins and ends as any other does, so that a hold of
+the one kind pays for no call in the time of the other.
 """
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -17,16 +22,18 @@ from typing import cast
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds, unavailable
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.ids import HoldId, Tenant
+from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.ids import HoldId, Tenant, parse_hold_id
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.store import money
-from headrace_shared.store.money import BudgetPolicy, BudgetState, Counters, WindowKind
+from headrace_shared.store.money import BudgetPolicy, BudgetState, Counters, Refused, WindowKind
 from headrace_shared.store.pool import Database
 
-_HOLD = Script.load("hold")
-_SETTLE = Script.load("settle")
-_EXPIRED = Script.load("expired_holds")
-_REBUILD = Script.load("rebuild")
+_HOLD = Script.load("hold", counts_money=True)
+_SETTLE = Script.load("settle", counts_money=True)
+_EXPIRED = Script.load("expired_holds", counts_money=True)
+_REBUILD = Script.load("rebuild", counts_money=True)
+_FORGET = Script.load("forget_money")
 
 HOLD_LEASE = timedelta(seconds=60)
 """A hold this old is asked about. Its call's intent follows within milliseconds; the store
@@ -55,20 +62,6 @@ class Held:
     amount: NanoUSD
     epoch: int
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A budget that has no room for a hold."""
-
-    scope: str
-    kind: WindowKind
-    limit: NanoUSD
-    missing: NanoUSD
-    held_by_others: NanoUSD
-    ends_in: timedelta | None
-    """When the window turns; None for one that never does."""
-    policy: BudgetPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +96,8 @@ class Budgets:
         self._run_id = ""
         self._checked = -math.inf
         self._rebuilding = asyncio.Lock()
+        self._epoch_without_redis: int | None = None
+        self._asked = -math.inf
 
     @property
     def epoch(self) -> int:
@@ -115,17 +110,52 @@ class Budgets:
 
     async def check_epoch(self) -> None:
         """Put the counters in place anew if the store has another epoch than they have."""
-        self._checked = time.monotonic()
+        self._checked = -math.inf
         if self._epoch and await money.current_epoch(self._database) != self._epoch:
             await self._put_in_place(self._epoch)
+        self._checked = time.monotonic()
 
     async def hold(self, requests: Sequence[HoldRequest]) -> list[Held | Refused]:
         """Hold money for calls, each over all of its scopes or not at all.
 
         Raises:
-            DispatchUnavailable: Redis is away: nothing is held.
+            DispatchUnavailable: Redis is away, and the epoch is not one without it: nothing is held.
 
         """
+        try:
+            return await self._hold_in_redis(requests)
+        except DispatchUnavailable:
+            held = await self._hold_in_store(requests)
+            if held is None:
+                raise
+            return held
+
+    async def _hold_in_store(self, requests: Sequence[HoldRequest]) -> list[Held | Refused] | None:
+        wanted = [(request.id, request.amount, request.scopes) for request in requests]
+        while (epoch := await self._without_redis()) is not None:
+            answers = await money.hold(self._database, epoch, wanted)
+            if answers is not None:
+                return [
+                    answer if isinstance(answer, Refused) else Held(request.id, request.amount, epoch, answer)
+                    for request, answer in zip(requests, answers, strict=True)
+                ]
+            self._asked = -math.inf
+        return None
+
+    async def _without_redis(self) -> int | None:
+        """Return the epoch in force if it is one without Redis; asked for once in a while."""
+        if time.monotonic() - self._asked > CHECK_EVERY.total_seconds():
+            in_force = await money.epoch_in_force(self._database)
+            self._epoch_without_redis = in_force.number if in_force.degraded else None
+            self._asked = time.monotonic()
+        return self._epoch_without_redis
+
+    async def resume(self) -> None:
+        """Redis is back: end the epoch without it, if one is in force."""
+        if (await money.epoch_in_force(self._database)).degraded:
+            await self._put_in_place(self._epoch)
+
+    async def _hold_in_redis(self, requests: Sequence[HoldRequest]) -> list[Held | Refused]:
         args: list[Argument] = []
         for request in requests:
             args += (request.id, request.amount, "\n".join(request.scopes))
@@ -147,8 +177,17 @@ class Budgets:
         """Turn holds into what their calls cost, after the ledger says so.
 
         An unknown hold was settled before. Under counters that were rebuilt meanwhile a hold
-        is known exactly when the rebuild saw its call open, so that it is settled once.
+        is known exactly when the rebuild saw its call open, so that it is settled once. Where
+        holds are rows of the store the ledger has counted all of it already.
         """
+        try:
+            await self._settle_in_redis(settlements)
+        except DispatchUnavailable:
+            if await self._without_redis() is None:
+                raise
+            await money.release(self._database, [settlement.id for settlement in settlements])
+
+    async def _settle_in_redis(self, settlements: Sequence[Settlement]) -> None:
         args: list[Argument] = []
         for settlement in settlements:
             args += (settlement.id, settlement.cost, settlement.suspense)
@@ -159,21 +198,43 @@ class Budgets:
             await self._put_in_place(epoch)
 
     async def expired_holds(self, *, limit: int = 500) -> list[HoldId]:
-        """Return holds whose lease is over, to be looked up in the ledger."""
-        reply = await self._redis.evaluate(_EXPIRED, (), [milliseconds(HOLD_LEASE), limit])
-        return [HoldId(hold.decode()) for hold in cast("list[bytes]", reply)]
+        """Return holds whose lease is over, to be looked up in the ledger; those in the store just go."""
+        try:
+            reply = await self._redis.evaluate(_EXPIRED, (), [milliseconds(HOLD_LEASE), limit])
+        except DispatchUnavailable:
+            if await self._without_redis() is None:
+                raise
+            await money.release_old(self._database, HOLD_LEASE)
+            return []
+        holds: list[HoldId] = []
+        for member in cast("list[bytes]", reply):
+            hold = parse_hold_id(member)
+            if hold is None:
+                await self._redis.remove(keys.HOLD_LEASES, member)
+            else:
+                holds.append(hold)
+        return holds
 
     async def set(self, scope: str, kind: WindowKind, limit: NanoUSD, policy: BudgetPolicy) -> None:
         """Set a budget; it holds from now on, for what is under way as well."""
         await money.set_budget(self._database, scope, kind, limit, policy)
-        await self.rebuild()
-        await self._wake_waiters(scope)
+        await self.take_effect(scope)
 
     async def remove(self, scope: str, kind: WindowKind) -> bool:
         removed = await money.remove_budget(self._database, scope, kind)
-        await self.rebuild()
-        await self._wake_waiters(scope)
+        await self.take_effect(scope)
         return removed
+
+    async def take_effect(self, scope: str) -> None:
+        """Count anew after the ledger or a limit was changed by hand, and wake who waits for the scope."""
+        try:
+            await self.rebuild()
+        except DispatchUnavailable:
+            # Who reaches Redis rebuilds then; until somebody has, no call is paid for.
+            await money.raise_epoch(self._database)
+        # Where Redis is away they are due all the same.
+        with contextlib.suppress(DispatchUnavailable):
+            await self._wake_waiters(scope)
 
     async def _wake_waiters(self, scope: str) -> None:
         """Jobs that were put back until a window turns may fit by now: they try again."""
@@ -187,9 +248,22 @@ class Budgets:
     async def view(self) -> list[BudgetView]:
         """Return every budget with what is settled, held and in suspense now."""
         states = await money.budget_state(self._database)
-        counted = await self._redis.hash(keys.SPENT)
-        held = [int(counted.get(f"{state.scope}|{state.window}|held", 0)) for state in states]
-        return [BudgetView(state, NanoUSD(amount)) for state, amount in zip(states, held, strict=True)]
+        held = await self._held()
+        return [BudgetView(state, held.get((state.scope, state.window), ZERO)) for state in states]
+
+    async def _held(self) -> Mapping[tuple[str, str], NanoUSD]:
+        try:
+            counted = await self._redis.hash(keys.SPENT)
+        except DispatchUnavailable:
+            if await self._without_redis() is None:
+                raise
+            return await money.held(self._database)
+        parts = {tuple(name.split("|")): value for name, value in counted.items()}
+        return {
+            (name[0], name[1]): NanoUSD(_whole(value))
+            for name, value in parts.items()
+            if len(name) == 3 and name[2] == "held"  # noqa: PLR2004
+        }
 
     async def _trusted_epoch(self) -> int:
         # A server that came back as another one may have lost holds: its counters are not
@@ -214,13 +288,27 @@ class Budgets:
             await self._rebuild()
 
     async def rebuild(self) -> None:
-        """Raise the epoch and put the counters in place as the ledger has them."""
-        async with self._rebuilding:
-            await self._rebuild()
+        """Raise the epoch and put the counters in place as the ledger has them.
+
+        Without Redis there is nothing to put in place.
+
+        Raises:
+            DispatchUnavailable: Redis is away, and the epoch is not one without it.
+
+        """
+        try:
+            async with self._rebuilding:
+                await self._rebuild()
+        except DispatchUnavailable:
+            self._asked = -math.inf
+            if await self._without_redis() is None:
+                raise
 
     async def _rebuild(self) -> None:
-        # The order is the proof: the epoch is raised and committed first, so that every
-        # intent that was accepted before is visible to the read that follows.
+        # Who cannot write there must not end an epoch without Redis.
+        await self._redis.check_writable()
+        # The order is the proof: the epoch is raised and committed before the ledger is read, so
+        # that every intent that was accepted before is visible to the read that follows.
         epoch = await money.raise_epoch(self._database)
         read = await money.counters(self._database)
         await self._redis.check()
@@ -230,8 +318,17 @@ class Budgets:
             args.append(len(pairs))
             for name, value in pairs.items():
                 args += (name, value)
-        await self._redis.evaluate(_REBUILD, (), args)
+        in_place = await self._redis.evaluate(_REBUILD, (), args)
+        # What is in place may be newer than this rebuild, but never than the store.
+        if isinstance(in_place, int) and in_place > await money.current_epoch(self._database):
+            await self._redis.evaluate(_FORGET)
+            await self._redis.evaluate(_REBUILD, (), args)
         self._epoch, self._run_id = epoch, run_id
+
+
+def _whole(text: str | None) -> int:
+    """Read a counter for somebody to look at; the next hold or settlement repairs what is none."""
+    return int(text) if text is not None and text.removeprefix("-").isdecimal() else 0
 
 
 def _settings(read: Counters) -> dict[str, Argument]:

@@ -7,6 +7,7 @@ against its row before anything is done with it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import cast
 from uuid import UUID
 
@@ -20,6 +21,7 @@ WINDOW = 4000
 
 _PUSH = Script.load("push")
 _CLAIM = Script.load("claim")
+_AFRESH = Script.load("afresh")
 _RENEW = Script.load("renew")
 _FINISH = Script.load("finish")
 _WINDOW = Script.load("window")
@@ -27,6 +29,7 @@ _CLOSE_GATE = Script.load("close_gate")
 _OPEN_GATE = Script.load("open_gate")
 
 _ENDED = -1
+_NONE_OF_THEIR_OWN: Mapping[Lane, timedelta] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Claim:
     next_due: timedelta | None
     """When the next queue has work that has none now."""
     foreign: int
-    """Members that are no ids of ours: they were taken out, and nothing else was done."""
+    """Members and keys that are not ours: they were taken out, and nothing else was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +69,59 @@ class Dispatch:
         self.redis = redis
         self._window = window
 
-    async def push(self, entries: Sequence[tuple[Entry, timedelta]], *, overwrite: bool = False) -> None:
+    async def push(
+        self,
+        entries: Sequence[tuple[Entry, timedelta]],
+        *,
+        overwrite: bool = False,
+        pull_beyond: timedelta | None = None,
+    ) -> None:
         """Put ids into their queues, each due after its delay, in one round trip.
 
         Args:
             entries: ids with their delays; what a window has no room for is left to the feeder.
             overwrite: whether an id that is there already gets the new time.
+            pull_beyond: without `overwrite`, an id that is there and is due only after this gets it too.
 
         """
+        known: Argument = "replace" if overwrite else "keep"
+        if pull_beyond is not None and not overwrite:
+            known = milliseconds(pull_beyond)
         calls: dict[str, list[Argument]] = {}
         for entry, delay in entries:
             name = keys.queue_name(entry.queue)
-            call = calls.setdefault(name, [name, self._window, int(overwrite)])
+            call = calls.setdefault(name, [name, self._window, known])
             call += (str(entry.id), milliseconds(delay))
         if calls:
             await self.redis.evaluate_all(_PUSH, list(calls.values()))
 
     async def claim(
-        self, slots: int, lanes: Mapping[Lane, int], lease: timedelta, probe_lease: timedelta
+        self,
+        slots: int,
+        lanes: Mapping[Lane, int],
+        lease: timedelta,
+        probe_lease: timedelta,
+        *,
+        leases: Mapping[Lane, timedelta] = _NONE_OF_THEIR_OWN,
     ) -> Claim:
-        """Lease as many due ids as there are free slots, from the lanes by their weights."""
-        args: list[Argument] = [slots, milliseconds(lease), self._window, milliseconds(probe_lease)]
+        """Lease as many due ids as there are free slots, from the lanes by their weights.
+
+        Args:
+            slots: ids at most.
+            lanes: the lanes to claim from, with their weights.
+            lease: of an id.
+            probe_lease: how long a breaker's probe keeps its gate shut for others.
+            leases: of the lanes that have another than `lease`.
+
+        """
+        args: list[Argument] = [slots, self._window, milliseconds(probe_lease), self.redis.run_id]
         for lane, weight in lanes.items():
-            args += (lane, weight)
-        due, *batches = cast("list[int | list[bytes]]", await self.redis.evaluate(_CLAIM, (), args))
+            args += (lane, weight, milliseconds(leases.get(lane, lease)))
+        reply = cast("list[int | list[bytes]]", await self.redis.evaluate(_CLAIM, (), args))
+        due, dropped = cast("list[int]", reply[:2])
         entries: list[Entry] = []
-        foreign = 0
-        for batch in cast("list[list[bytes]]", batches):
+        foreign = dropped + self.redis.take_foreign()
+        for batch in cast("list[list[bytes]]", reply[2:]):
             queue = keys.parse_queue_name(batch[0].decode(errors="replace"))
             for member in batch[1:]:
                 job_id = _parse_id(member)
@@ -101,14 +130,14 @@ class Dispatch:
                     await self.redis.remove(keys.QUEUE.encode() + batch[0], member)
                 else:
                     entries.append(Entry(queue, job_id))
-        wait = None if cast("int", due) < 0 else timedelta(milliseconds=cast("int", due))
+        wait = None if due < 0 else timedelta(milliseconds=due)
         return Claim(entries, wait, foreign)
 
-    async def renew(self, entries: Sequence[Entry], lease: timedelta) -> None:
+    async def renew(self, entries: Sequence[tuple[Entry, timedelta]]) -> None:
         """Lease ids again whose rows are still owned; one that went missing is taken again."""
-        args: list[Argument] = [milliseconds(lease)]
-        for entry in entries:
-            args += (keys.queue_name(entry.queue), str(entry.id))
+        args: list[Argument] = []
+        for entry, lease in entries:
+            args += (keys.queue_name(entry.queue), str(entry.id), milliseconds(lease))
         await self.redis.evaluate(_RENEW, (), args)
 
     async def finish(self, entries: Sequence[tuple[Entry, timedelta | None]]) -> None:
@@ -119,6 +148,18 @@ class Dispatch:
             args += (keys.queue_name(entry.queue), str(entry.id), left)
         if args:
             await self.redis.evaluate(_FINISH, (), args)
+
+    async def is_fed(self) -> bool:
+        """Say whether what is in the queues was filled in since this server started."""
+        return await self.redis.text(keys.FED) == self.redis.run_id
+
+    async def begin_afresh(self) -> None:
+        """Empty all queues: what is in them is of another time. Gates and money are left alone."""
+        cursor = b"0"
+        while True:
+            cursor = cast("bytes", await self.redis.evaluate(_AFRESH, (), [cursor, self.redis.run_id]))
+            if cursor == b"0":
+                return
 
     async def due(self, queues: Sequence[Queue]) -> list[int]:
         """Return how many ids of each queue are due in its window."""

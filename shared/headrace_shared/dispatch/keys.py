@@ -27,6 +27,10 @@ DEEP = "headrace:deep"
 ENDED = "headrace:ended:"
 """+ job id: CHANNEL; a message when the job has ended."""
 
+FED = "headrace:fed"
+"""STRING: the run id of the server that the feeder fills. Where it is missing or another's, what is
+in the queues was wiped or is an old copy: the next claim rings the feeder, which starts afresh."""
+
 FEEDER_BELL = "headrace:bell-feeder"
 """LIST; a token wakes the feeder."""
 
@@ -34,7 +38,7 @@ GATES = "headrace:gates"
 """HASH: `<dimension>|<reason>` -> milliseconds until it opens by itself, 0 for never."""
 
 HOLDS = "headrace:holds"
-"""HASH: hold id -> amount and the counters it stands in."""
+"""HASH: hold id -> amount and the counters it stands in; `epoch` as in `headrace:money`."""
 
 HOLD_LEASES = "headrace:hold-leases"
 """ZSET: hold id by the millisecond its lease ends."""
@@ -51,11 +55,14 @@ MONEY = "headrace:money"
 PARKED = "headrace:parked"
 """SET of queue names that a closed gate keeps out of `active`."""
 
+PROBE = "headrace:probe"
+"""STRING: written by who asks whether the server takes writes."""
+
 QUEUE = "headrace:queue:"
 """+ queue name: ZSET of job ids by the millisecond they are due, or their lease ends (arq's form)."""
 
 SPENT = "headrace:spent"
-"""HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD."""
+"""HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD; `epoch` as in `headrace:money`."""
 
 WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, or its gate opens."""

@@ -6,7 +6,8 @@
 local now = now_ms()
 local state, reopen, probe_until = unpack(redis.call('HMGET', KEYS[1], 'state', 'reopen_at', 'probe_until'))
 if state ~= 'open' then return {2, 0} end
-if tonumber(reopen) > now then return {0, tonumber(reopen) - now} end
-if probe_until and tonumber(probe_until) > now then return {0, tonumber(probe_until) - now} end
+reopen, probe_until = read(whole_of, reopen or '0'), probe_until and read(whole_of, probe_until)
+if reopen > now then return {0, reopen - now} end
+if probe_until and probe_until > now then return {0, probe_until - now} end
 redis.call('HSET', KEYS[1], 'probe', ARGV[1], 'probe_until', now + tonumber(ARGV[2]))
 return {1, 0}

@@ -13,12 +13,12 @@ local total, fields = {ok = 0, bad = 0}, redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
     local kind, begun = string.match(fields[i], '^(%a+):(%d+)$')
     if total[kind] and tonumber(begun) > now - window then
-        total[kind] = total[kind] + tonumber(fields[i + 1])
+        total[kind] = total[kind] + read(whole_of, fields[i + 1])
     elseif kind and answered + failed > 0 then
         -- Who only looks may look at another window, and takes nothing away.
         redis.call('HDEL', KEYS[1], fields[i])
     end
 end
 redis.call('PEXPIRE', KEYS[1], 86400000)
-local reopen = tonumber(redis.call('HGET', KEYS[1], 'reopen_at') or '0')
+local reopen = read(whole_of, redis.call('HGET', KEYS[1], 'reopen_at') or '0')
 return {redis.call('HGET', KEYS[1], 'state') or 'closed', math.max(0, reopen - now), total.ok, total.bad}

@@ -6,15 +6,20 @@
 -- again. A queue behind a closed gate is parked and its ids are not touched.
 --
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
--- ARGV: free slots, lease in ms, window, breaker probe lease in ms, then lane, weight, ...
--- Returns {ms until the next queue has work (-1: none waits), {queue, id, id, ...}, ...}
-local slots, lease, window, probe_lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+-- ARGV: free slots, window, breaker probe lease in ms, run id of the server, then lane, weight, lease in ms, ...
+-- Returns {ms until the next queue has work (-1: none waits), foreign names dropped, {queue, id, id, ...}, ...}
+local slots, window, probe_lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
-local lanes, weight, virtual = {}, {}, {}
-for i = 5, #ARGV, 2 do
+local lanes, weight, lease, virtual = {}, {}, {}, {}
+for i = 5, #ARGV, 3 do
     lanes[#lanes + 1] = ARGV[i]
     weight[ARGV[i]] = tonumber(ARGV[i + 1])
+    lease[ARGV[i]] = tonumber(ARGV[i + 2])
 end
+
+-- Whatever is here was not filled by the feeder of this fleet: it was wiped, or came from an old
+-- snapshot, or is another server. The feeder is told, and what is due here is claimed meanwhile.
+if redis.call('GET', FED) ~= ARGV[4] then ring(FEEDER_BELL) end
 
 -- A gate is a field `<dimension>|<reason>`. One whose time has come is open; a breaker's lets
 -- a single job through as its probe, and is shut again for the time of a probe's lease.
@@ -24,10 +29,11 @@ local function gate(dimension, reason)
     local field = dimension .. '|' .. reason
     if seen[field] ~= nil then return seen[field] end
     local till = redis.call('HGET', GATES, field)
+    till = till and read(whole_of, till)
     if not till then
         seen[field] = false
-    elseif tonumber(till) == 0 or tonumber(till) > now then
-        seen[field] = tonumber(till)
+    elseif till == 0 or till > now then
+        seen[field] = till
     elseif reason == 'breaker' then
         seen[field] = 'probe'
     else
@@ -72,24 +78,26 @@ local function feed_if_hungry(queue)
     end
 end
 
+local foreign = 0
 for _, queue in ipairs(redis.call('ZRANGEBYSCORE', WAITING, '-inf', now, 'LIMIT', 0, 200)) do
     redis.call('ZREM', WAITING, queue)
     redis.call('SREM', PARKED, queue)
     activate(queue)
+    if not is_queue(queue) then foreign = foreign + 1 end
 end
 
 -- A lane that was idle does not catch up on the time it had no work.
-local served = tonumber(redis.call('HGET', LANES, 'served') or '0')
+local served = read(number_of, redis.call('HGET', LANES, 'served') or '0')
 local active = 0
 for _, lane in ipairs(lanes) do
-    virtual[lane] = math.max(tonumber(redis.call('HGET', LANES, lane) or '0'), served)
+    virtual[lane] = math.max(read(number_of, redis.call('HGET', LANES, lane) or '0'), served)
     active = active + redis.call('ZCARD', ACTIVE .. lane)
 end
 local quantum = active > 0 and math.max(1, math.floor(slots / (4 * active))) or 1
 if active == 1 then quantum = slots end
 quantum = math.min(quantum, 1000)
 
-local result, index, exhausted = {-1}, {}, {}
+local result, index, exhausted = {-1, 0}, {}, {}
 while slots > 0 do
     local lane = nil
     for _, name in ipairs(lanes) do
@@ -100,6 +108,14 @@ while slots > 0 do
     local queue = head[1]
     if not queue then
         exhausted[lane] = true
+    elseif not is_queue(queue) then
+        redis.call('ZREM', ACTIVE .. lane, queue)
+        redis.call('UNLINK', Q .. queue)
+        foreign = foreign + 1
+    elseif not number_of(head[2]) then
+        -- No virtual time that was ever reached: it would be served always, or never.
+        redis.call('ZREM', ACTIVE .. lane, queue)
+        activate(queue)
     else
         local gates = any_gate and gates_of(queue) or {}
         if gates.closed then
@@ -115,7 +131,7 @@ while slots > 0 do
             else
                 local leases = {}
                 for _, id in ipairs(ids) do
-                    leases[#leases + 1] = now + lease
+                    leases[#leases + 1] = now + lease[lane]
                     leases[#leases + 1] = id
                 end
                 redis.call('ZADD', Q .. queue, unpack(leases))
@@ -150,5 +166,6 @@ for _, lane in ipairs(lanes) do
     if redis.call('ZCARD', ACTIVE .. lane) > 0 then ring(BELL .. lane) end
 end
 local following = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
-if following[2] then result[1] = math.max(0, tonumber(following[2]) - now) end
+if following[2] then result[1] = math.max(0, math.min(tonumber(following[2]) - now, 86400000)) end
+result[2] = foreign
 return result

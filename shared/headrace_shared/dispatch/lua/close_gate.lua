@@ -3,7 +3,8 @@
 -- ARGV: gate, duration in ms (0: until it is opened)
 local duration = tonumber(ARGV[2])
 local till = duration == 0 and 0 or now_ms() + duration
-local before = tonumber(redis.call('HGET', GATES, ARGV[1]) or till)
+local known = redis.call('HGET', GATES, ARGV[1])
+local before = known and read(whole_of, known) or till
 redis.call('HSET', GATES, ARGV[1], till)
 -- Queues were parked until the time that held before: an earlier one brings them back earlier.
 if till > 0 and (before == 0 or before > till) then

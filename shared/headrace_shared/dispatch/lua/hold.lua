@@ -9,9 +9,9 @@ local function setting(field)
     if money[field] == nil then money[field] = redis.call('HGET', MONEY, field) end
     return money[field]
 end
-if setting('epoch') ~= epoch then return 'STALE' end
+if not is_in_place(epoch) then return 'STALE' end
 for _, kind in ipairs({'day', 'month'}) do
-    if now >= tonumber(setting('end|' .. kind)) then return 'STALE' end
+    if now >= read(whole_of, setting('end|' .. kind) or '') then return 'STALE' end
 end
 local KINDS = {'total', 'day', 'month'}
 
@@ -22,26 +22,28 @@ local function counters(scopes)
         for _, kind in ipairs(KINDS) do
             local limit = setting('limit|' .. scope .. '|' .. kind)
             if limit then
-                found[#found + 1] = {scope = scope, kind = kind, limit = tonumber(limit),
-                                     name = scope .. '|' .. setting('window|' .. kind)}
+                found[#found + 1] = {scope = scope, kind = kind, limit = read(whole_of, limit),
+                                     name = scope .. '|' .. (setting('window|' .. kind) or '')}
             end
         end
     end
     return found
 end
 
-local function count(name, part)
-    return tonumber(redis.call('HGET', SPENT, name .. '|' .. part) or '0')
+-- What was settled and is in suspense was put in place for each budget; only `held` may be missing.
+local function count(name, part, absent)
+    return read(whole_of, redis.call('HGET', SPENT, name .. '|' .. part) or absent or '')
 end
 
 local function refusal(amount, found)
     for _, c in ipairs(found) do
-        local held = count(c.name, 'held')
+        local held = count(c.name, 'held', '0')
+        if held < 0 then damaged() end
         local missing = count(c.name, 'settled') + count(c.name, 'suspense') + held + amount - c.limit
         if missing > 0 then
             local ends = setting('end|' .. c.kind)
             return {0, c.scope, c.kind, c.limit, missing, held, ends and tonumber(ends) - now or -1,
-                    setting('policy|' .. c.scope .. '|' .. c.kind)}
+                    setting('policy|' .. c.scope .. '|' .. c.kind) or ''}
         end
     end
     return nil

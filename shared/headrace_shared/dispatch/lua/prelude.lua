@@ -1,7 +1,8 @@
--- What every script begins with: the one clock, and the names of keys.
+-- What every script begins with: the one clock, the names of keys, and how values in them are read.
 local Q, ACTIVE, BELL = 'headrace:queue:', 'headrace:active:', 'headrace:bell:'
 local WAITING, LANES, PARKED, GATES = 'headrace:waiting', 'headrace:lanes', 'headrace:parked', 'headrace:gates'
-local DEEP, HUNGRY, FEEDER_BELL = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder'
+local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
+local BREAKER = 'headrace:breaker:'
 local MONEY, SPENT, HOLDS, HOLD_LEASES = 'headrace:money', 'headrace:spent', 'headrace:holds', 'headrace:hold-leases'
 
 -- The server's time in milliseconds, moved by what tests put into headrace:clock.
@@ -11,8 +12,41 @@ local function now_ms()
     return time[1] * 1000 + math.floor(time[2] / 1000) + (shift and tonumber(shift) or 0)
 end
 
+-- Numbers as scripts write them; nil for what somebody else left here.
+local function number_of(text)
+    local number = tonumber(text)
+    return number and math.abs(number) < 1e16 and number or nil
+end
+
+local function whole_of(text)
+    return #text < 19 and string.match(text, '^-?%d+$') and tonumber(text) or nil
+end
+
+-- The same where a script cannot go on without it: it stops, the key is dropped (repair.lua),
+-- and the script is run once more.
+local function damaged()
+    error('headrace: foreign bytes')
+end
+
+local function read(reader, text)
+    local value = reader(text)
+    if value == nil then damaged() end
+    return value
+end
+
+-- The counters are valid for one epoch, which stands in each of their keys: where one was lost or
+-- replaced, all of them are put in place anew.
+local function is_in_place(epoch)
+    return redis.call('HGET', MONEY, 'epoch') == epoch and redis.call('HGET', SPENT, 'epoch') == epoch
+        and redis.call('HGET', HOLDS, 'epoch') == epoch
+end
+
 local function lane_of(queue)
     return string.match(queue, '^[^:]*')
+end
+
+local function is_queue(name)
+    return #name < 10000 and string.find(name, '^[^:]+:[^:]+:[^:]+$') ~= nil
 end
 
 local function ring(bell)
@@ -22,10 +56,12 @@ local function ring(bell)
 end
 
 -- A queue that may have a job due joins the others at the virtual time of the last served one.
+-- What is not the name of one joins nothing.
 local function activate(queue)
+    if not is_queue(queue) then return end
     local lane = lane_of(queue)
     local floor = redis.call('HGET', LANES, 'floor:' .. lane) or '0'
-    redis.call('ZADD', ACTIVE .. lane, 'NX', floor, queue)
+    redis.call('ZADD', ACTIVE .. lane, 'NX', read(number_of, floor), queue)
 end
 
 -- Every parked queue is looked at again: another gate may still keep it out.

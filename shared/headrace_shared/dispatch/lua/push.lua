@@ -1,9 +1,18 @@
 -- Put ids into a queue: those that its window has room for; the rest waits in Postgres.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
--- ARGV: queue, window, overwrite (1: a score that is there already is replaced), then id, delay in ms, ...
+-- ARGV: queue, window, what becomes of an id that is there (`keep`: it stays as it is; `replace`: it
+--       gets the new time; or milliseconds: it gets the new time if it is due later than so much from
+--       now), then id, delay in ms, ...
 -- Returns how many were taken. A window that is full marks its queue as deep: there may be more.
-local queue, window, overwrite = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local queue, window, known_ones = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now, key = now_ms(), Q .. ARGV[1]
+-- No lease ends later than this; an id that does is one whose row is due earlier than it says.
+local latest = tonumber(known_ones) and now + tonumber(known_ones)
+
+local function is_replaced(score)
+    return known_ones == 'replace' or latest and tonumber(score) > latest
+end
+
 -- What is due has room of its own: ids that wait for later, or are leased, do not starve it.
 local room_later = window - redis.call('ZCARD', key)
 local room_now = window - redis.call('ZCOUNT', key, '-inf', now)
@@ -16,7 +25,7 @@ for i = 4, #ARGV, 2 do
         if not known then
             if later then room_later = room_later - 1 else room_now = room_now - 1 end
         end
-        if not known or overwrite then redis.call('ZADD', key, due, id) end
+        if not known or is_replaced(known) then redis.call('ZADD', key, due, id) end
         taken = taken + 1
         if not soonest or due < soonest then soonest = due end
     end

@@ -5,9 +5,11 @@
 -- ARGV: epoch, run id of the server, hold lease in ms, number of fields, then field, value, ... of `money`
 --       (`ends_in|<kind>` becomes a moment here), number of counters, then counter, value, ...,
 --       number of holds, then hold id, record, ...
+-- Returns 'OK', or the epoch in place where that is the newer one.
 local present = redis.call('HGET', MONEY, 'epoch')
-if present and tonumber(present) >= tonumber(ARGV[1]) and redis.call('HGET', MONEY, 'run_id') == ARGV[2] then
-    return 'OLDER'
+if present and is_in_place(present) and read(whole_of, present) >= tonumber(ARGV[1])
+   and redis.call('HGET', MONEY, 'run_id') == ARGV[2] then
+    return tonumber(present)
 end
 local now, lease = now_ms(), tonumber(ARGV[3])
 redis.call('DEL', MONEY, SPENT, HOLDS, HOLD_LEASES)
@@ -30,6 +32,8 @@ each(function(id, record)
     redis.call('HSET', HOLDS, id, record)
     redis.call('ZADD', HOLD_LEASES, now + lease, id)
 end)
+redis.call('HSET', SPENT, 'epoch', ARGV[1])
+redis.call('HSET', HOLDS, 'epoch', ARGV[1])
 redis.call('HSET', MONEY, 'run_id', ARGV[2], 'epoch', ARGV[1])
 -- What had no room before may have it now: a limit was raised, a window has turned.
 local gates = redis.call('HKEYS', GATES)
