@@ -30,10 +30,10 @@ async def embedded_servers(directory: Path, *, durable: bool = True) -> AsyncGen
     """
     membership = _Membership(directory)
     try:
-        started = await _to_the_end(lambda: membership.enter(durable=durable))
+        started = await to_the_end(lambda: membership.enter(durable=durable))
         yield started.servers
     finally:
-        await _to_the_end(membership.leave)
+        await to_the_end(membership.leave)
 
 
 @asynccontextmanager
@@ -45,10 +45,28 @@ async def join(start: Path) -> AsyncGenerator[EmbeddedServers | None]:
         return
     membership = _Membership(found.folder.parent)
     try:
-        running = await _to_the_end(membership.enter_if_running)
+        running = await to_the_end(membership.enter_if_running)
         yield running.servers if running else None
     finally:
-        await _to_the_end(membership.leave)
+        await to_the_end(membership.leave)
+
+
+def servers_in(directory: Path) -> tuple[Postgres, Valkey]:
+    """The two servers of ``directory/.headrace``, for a participant that stops and starts them itself.
+
+    Raises EmbeddedServerFailed when none were ever started there.
+    """
+    folder = directory.resolve() / record.FOLDER
+    known = record.read(folder)
+    user = ServerUser.choose(folder / "postgres")
+    if known is None:
+        raise Process("postgres", folder, user).failed("it was never started")
+    return _servers(folder, user, known.sockets)
+
+
+def _servers(folder: Path, user: ServerUser, sockets: Path) -> tuple[Postgres, Valkey]:
+    postgres, valkey = (Process(name, folder, user) for name in ("postgres", "valkey"))
+    return Postgres(postgres, sockets), Valkey(valkey, sockets)
 
 
 class _Membership:
@@ -89,7 +107,7 @@ class _Membership:
         reusable = known is not None and user.can_use(known.sockets)
         sockets = known.sockets if known and reusable else user.make_socket_directory()
         written = record.write(self._folder, sockets)
-        for server in self._servers(user, sockets):
+        for server in _servers(self._folder, user, sockets):
             user.let_through(server.process.home)
             user.make_private(server.process.home)
             server.ensure_running(durable=durable)
@@ -99,16 +117,11 @@ class _Membership:
         known = record.read(self._folder)
         if known is None:
             return
-        for server in self._servers(ServerUser.choose(self._folder / "postgres"), known.sockets):
+        user = ServerUser.choose(self._folder / "postgres")
+        for server in _servers(self._folder, user, known.sockets):
             if server.process.is_running():
                 server.stop()
         record.remove_sockets(known.sockets)
-
-    def _servers(self, user: ServerUser, sockets: Path) -> tuple[Postgres, Valkey]:
-        return (
-            Postgres(Process("postgres", self._folder, user), sockets),
-            Valkey(Process("valkey", self._folder, user), sockets),
-        )
 
     def _make_folder(self) -> None:
         try:
@@ -136,7 +149,7 @@ class _Membership:
             os.close(descriptor)
 
 
-async def _to_the_end(work: Callable[[], T]) -> T:
+async def to_the_end(work: Callable[[], T]) -> T:
     """Run blocking work in a thread and wait for its end even when cancelled: half a start is a leak."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from headrace_shared.embedded import binaries, record
 from headrace_shared.embedded.process import STOP_SECONDS, Process
@@ -36,6 +37,10 @@ class Postgres:
     process: Process
     sockets: Path
 
+    @property
+    def url(self) -> str:
+        return record.postgres_url(self.sockets)
+
     def ensure_running(self, *, durable: bool) -> None:
         if self.process.is_running() and not record.answers(record.postgres_socket(self.sockets)):
             self.stop()
@@ -46,15 +51,19 @@ class Postgres:
             self.process.spawn(self._command({**settings, "unix_socket_directories": str(self.sockets)}))
         self.process.wait_until_ready(self._is_ready)
 
-    def stop(self) -> None:
-        """Fast shutdown: sessions end, the data is written, nothing is lost."""
-        command = [str(binaries.postgres("pg_ctl")), "stop", "--pgdata=.", "--mode=fast", "--silent"]
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Fast: sessions end, the data is written. Immediate: as in a crash; the next start recovers."""
+        command = [str(binaries.postgres("pg_ctl")), "stop", "--pgdata=.", f"--mode={mode}", "--silent"]
         self.process.run([*command, f"--timeout={STOP_SECONDS:.0f}"])
         if self.process.wait_until_gone():
             return
-        self.process.signal(self.process.home / "postmaster.pid", signal.SIGQUIT)
+        self.signal(signal.SIGQUIT)
         if not self.process.wait_until_gone():
             raise self.process.failed("it does not stop")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the postmaster, which does not hand on every signal to its sessions."""
+        self.process.signal(self.process.home / "postmaster.pid", number)
 
     def _initialise(self) -> None:
         """Made beside its place and moved there: a half-made one is never taken for data."""

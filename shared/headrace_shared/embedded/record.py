@@ -68,13 +68,21 @@ def write(folder: Path, sockets: Path) -> Record:
     record = Record(
         folder=folder,
         sockets=sockets,
-        postgres_url=f"postgresql://postgres@/postgres?host={sockets}&port={PORT}",
-        redis_url=f"unix://{valkey_socket(sockets)}",
+        postgres_url=postgres_url(sockets),
+        redis_url=valkey_url(sockets),
     )
     draft = folder / f"servers.json.{os.getpid()}"
     draft.write_text(record.model_dump_json(indent=2) + "\n")
     draft.replace(folder / "servers.json")
     return record
+
+
+def postgres_url(sockets: Path) -> str:
+    return f"postgresql://postgres@/postgres?host={sockets}&port={PORT}"
+
+
+def valkey_url(sockets: Path) -> str:
+    return f"unix://{valkey_socket(sockets)}"
 
 
 def postgres_socket(sockets: Path) -> Path:

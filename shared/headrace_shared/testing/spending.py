@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 
-from headrace_shared.budgets import Budgets, Held, HoldRequest, Refused, Settlement
+from headrace_shared.budgets import Budgets, Held, HoldRequest, Settlement
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.ids import CallNumber, HoldId, JobId, Lane, RouteName, Run, Tenant, WorkerId, new_job_id
@@ -12,6 +12,7 @@ from headrace_shared.job import NewJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.request import Endpoint
 from headrace_shared.store import jobs, runs
+from headrace_shared.store.money import Refused
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
 
@@ -19,7 +20,7 @@ _WORKER = WorkerId("spender")
 _LONG = timedelta(days=100)
 _FLUSH = """
 local shift = redis.call('GET', 'headrace:clock')
-redis.call('FLUSHALL')
+redis.call('FLUSHDB')
 if shift then redis.call('SET', 'headrace:clock', shift) end
 return 1
 """

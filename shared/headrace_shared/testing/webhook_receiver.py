@@ -1,6 +1,7 @@
 """A receiver of webhooks for tests: a real HTTP server that keeps what it was sent."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +23,8 @@ class Delivery:
     """What it was answered."""
     rejected: Exception | None
     """What the verification raised."""
+    at: float
+    """When it came, in seconds since the epoch."""
 
     @property
     def id(self) -> str:
@@ -78,6 +81,10 @@ class WebhookReceiver:
         """The deliveries that were answered 2xx."""
         return [delivery for delivery in self.deliveries if delivery.status // 100 == _SUCCESS]
 
+    def answer(self, *statuses: int) -> None:
+        """Answer these in turn from now on, the last one for ever."""
+        self._statuses = list(statuses)
+
     async def received(self, count: int) -> list[Delivery]:
         """Wait until there have been so many deliveries, and return all of them."""
         return await self.until(lambda: len(self.deliveries) >= count)
@@ -89,12 +96,13 @@ class WebhookReceiver:
             return list(self.deliveries)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        at = time.time()
         body = await request.content.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
         rejected = self._rejected(body, headers)
         status = self._next_status() if rejected is None else 400
         async with self._arrived:
-            self.deliveries.append(Delivery(headers, body, status, rejected))
+            self.deliveries.append(Delivery(headers, body, status, rejected, at))
             self._arrived.notify_all()
         return web.Response(status=status, headers=self._answer_headers)
 
