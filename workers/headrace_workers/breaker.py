@@ -23,6 +23,7 @@ from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.dispatch import Dispatch, Gate
 from headrace_shared.errors import DispatchUnavailable, InvalidRequest
 from headrace_shared.ids import HoldId, RouteName
+from headrace_shared.logs import Occasional
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.policy import BreakerPolicy
 from headrace_shared.routes import Target
@@ -31,6 +32,7 @@ from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.telemetry import BreakerState
 
 _logger = logging.getLogger(__name__)
+_occasionally = Occasional(_logger)
 _random = random.SystemRandom()
 
 SYNC_INTERVAL = 0.05
@@ -155,6 +157,7 @@ class Breaker:
             name=str(target),
         )
         self._worth_asking_at = 0.0
+        self._alone_since = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -187,8 +190,13 @@ class Breaker:
         if not self._storage.is_open:
             return Permit()
         lease = self._configured.now.breaker.probe_lease
-        verdict = await breakers.probe(self._dispatch.redis, self.target, owner, lease)
+        try:
+            verdict = await breakers.probe(self._dispatch.redis, self.target, owner, lease)
+        except DispatchUnavailable:
+            verdict = None
         match verdict:
+            case None:
+                return self._admit_alone(owner, lease)
             case breakers.Closed():
                 self._storage.learn(CircuitBreakerState.CLOSED)
                 return Permit()
@@ -198,6 +206,14 @@ class Breaker:
             case breakers.Wait(delay):
                 self._learn_open(delay)
                 return NotNow(delay)
+
+    def _admit_alone(self, owner: HoldId, lease: timedelta) -> Permit | NotNow:
+        """Without Redis each process has its own breaker, and a probe of its own."""
+        wait = self._worth_asking_at - time.monotonic()
+        if wait > 0:
+            return NotNow(timedelta(seconds=wait))
+        self._learn_open(lease)
+        return Permit(owner)
 
     async def call(self, permit: Permit, send: Callable[[], Awaitable[Reply]]) -> Reply:
         """Make a call that was admitted, and let its outcome count."""
@@ -238,11 +254,12 @@ class Breaker:
                     await self._closed(permit)
             except DispatchUnavailable:
                 # Redis is away and with it the fleet: what it says when it is back counts.
-                _logger.warning("breaker %s could not be shared", self.target)
+                _occasionally.warning("breaker %s could not be shared", self.target)
 
     async def _opened(self, permit: Permit) -> None:
         self._forget_counts()
         cooldown = self._configured.now.breaker.cooldown * (1 + 0.2 * _random.random())
+        self._learn_open(cooldown)
         changed, remaining = await breakers.open_(self._dispatch.redis, self.target, cooldown, permit.owner)
         self._learn_open(remaining)
         if changed:
@@ -264,10 +281,21 @@ class Breaker:
         storage, window = self._storage, self._configured.now.breaker.window
         answered, storage.unshared_answered = storage.unshared_answered, 0
         failed, storage.unshared_failed = storage.unshared_failed, 0
-        view = await breakers.record(self._dispatch.redis, self.target, window, answered, failed)
+        try:
+            view = await breakers.record(self._dispatch.redis, self.target, window, answered, failed)
+        except DispatchUnavailable:
+            self._count_alone(answered, failed, window)
+            raise
         storage.answered, storage.failed = view.answered, view.failed
         if view.is_open and not storage.is_open:
             self._learn_open(view.reopens_in)
+
+    def _count_alone(self, answered: int, failed: int, window: timedelta) -> None:
+        if time.monotonic() - self._alone_since > window.total_seconds():
+            self._storage.answered = self._storage.failed = 0
+            self._alone_since = time.monotonic()
+        self._storage.answered += answered
+        self._storage.failed += failed
 
     def _learn_open(self, worth_asking_in: timedelta) -> None:
         self._storage.learn(CircuitBreakerState.OPEN)

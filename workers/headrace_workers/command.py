@@ -1,6 +1,9 @@
 """`headrace worker`: one worker process."""
 
 import asyncio
+import logging
+import os
+import threading
 from collections.abc import Callable
 from typing import Annotated
 
@@ -10,21 +13,31 @@ from headrace_shared import logs
 from headrace_shared.errors import HeadraceError
 from headrace_shared.settings import Settings, load_settings
 
+_EXIT_SECONDS = 5.0
+
+_logger = logging.getLogger(__name__)
+
 
 def worker(
+    *,
     concurrency: Annotated[int | None, typer.Option(min=1, max=10_000, help="Jobs at a time.")] = None,
     lanes: Annotated[str | None, typer.Option(help="Lanes to serve, as interactive,default.")] = None,
+    handlers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="With handlers of your own, as app.tasks; may be repeated."),
+    ] = None,
     lease: Annotated[float | None, typer.Option(min=1, help="Seconds a dead worker keeps its jobs.")] = None,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /metrics, /healthz and /readyz.")
     ] = None,
-    burst: Annotated[bool, typer.Option("--burst", help="Stop when no job is due.")] = False,  # noqa: FBT002
+    burst: Annotated[bool, typer.Option("--burst", help="Stop when no job is due.")] = False,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; then let running ones end, and give back the others."""
     try:
         given = {
             "concurrency": concurrency,
             "lanes": lanes,
+            "handlers": tuple(handlers) if handlers else None,
             "lease_seconds": lease,
             "metrics_port": metrics_port,
         }
@@ -38,8 +51,18 @@ def worker(
 
 def run(settings: Settings, *, burst: bool = False) -> None:
     """Run a worker in an event loop of its own, uvloop's where it is installed."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    # What is left of a handler that ignores its cancellation would hold the process up for ever.
+    giving_up = threading.Timer(_EXIT_SECONDS, _give_up)
+    giving_up.daemon = True
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(_run(settings, burst=burst))
+        giving_up.start()
+    giving_up.cancel()
+
+
+def _give_up() -> None:
+    _logger.error("a handler does not end: the worker, which has ended its work, leaves without it")
+    os._exit(0)
 
 
 async def _run(settings: Settings, *, burst: bool) -> None:
@@ -50,7 +73,7 @@ async def _run(settings: Settings, *, burst: bool) -> None:
         await worker.main()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop  # noqa: PLC0415
     except ImportError:

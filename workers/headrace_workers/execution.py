@@ -1,10 +1,11 @@
 """The run of a job: one value through a visible list of named steps.
 
-    guard -> route -> hold -> breaker -> journal -> call -> settle
+    guard -> handle -> route -> hold -> breaker -> journal -> lease -> call -> settle
 
 Each step takes the run and returns it with what it found out. A step that ends the run
 sets its `outcome`, and the steps after it are passed by; `settle` is never passed by: it
-writes down what happened, whatever it was. When settling says that the same worker tries
+writes down what happened, whatever it was. A handler of an application's own does the job in
+`handle`; its calls go the rest of the road by themselves. When settling says that the same worker tries
 again at once, the run goes through the list another time, with its next call.
 """
 
@@ -14,20 +15,43 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 from headrace_shared.budgets import Held
 from headrace_shared.errors import HeadraceError
-from headrace_shared.ids import CallNumber, JobId
+from headrace_shared.ids import CallNumber, JobId, RouteName
 from headrace_shared.ids import Run as RunNumber
 from headrace_shared.job import ClaimedJob
-from headrace_shared.outcome import Cancelled, ErrorClass, Failed, Failure, Outcome, Snoozed, WaitReason
+from headrace_shared.outcome import (
+    Cancelled,
+    ErrorClass,
+    Expired,
+    Failed,
+    Failure,
+    Outcome,
+    Snoozed,
+    WaitReason,
+)
 from headrace_shared.prices import Price
-from headrace_shared.request import PreparedRequest
+from headrace_shared.request import Endpoint, PreparedRequest
 from headrace_shared.routes import Target
 from headrace_workers.breaker import Permit
 from headrace_workers.replies import Reply
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one call asks of a model."""
+
+    endpoint: Endpoint
+    route: RouteName
+    body: bytes
+    step: str | None = None
+    """The name of a handler's call; None for a job that is a request itself."""
+    digest: bytes | None = None
+    """Of what a handler's call asks; with the name, a later run knows its answer by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +63,8 @@ class Run:
     """The number of the call that is being prepared or made, from 1."""
     attempts: int
     """Attempts of the job that have failed by now."""
+    ask: Ask | None = None
+    """None where a handler of the application's own does the work."""
     target: Target | None = None
     price: Price | None = None
     request: PreparedRequest | None = None
@@ -49,15 +75,20 @@ class Run:
     sent: bool = False
     """The request may have reached the provider."""
     reply: Reply | None = None
+    output: bytes | None = None
+    """What the handler returned, as JSON."""
     outcome: Outcome | None = None
 
     @classmethod
     def of(cls, job: ClaimedJob) -> "Run":
-        return cls(job, CallNumber(1), job.attempts)
+        ask = None
+        if isinstance(job.endpoint, Endpoint):
+            ask = Ask(job.endpoint, job.queue.route, job.body)
+        return cls(job, CallNumber(1), job.attempts, ask)
 
     def again(self, attempts: int) -> "Run":
         """Return the same run at the start of its next call."""
-        return Run(self.job, CallNumber(self.call + 1), attempts)
+        return Run(self.job, CallNumber(self.call + 1), attempts, self.ask)
 
     def ended(self, outcome: Outcome) -> "Run":
         return replace(self, outcome=outcome)
@@ -83,12 +114,57 @@ Step = Callable[[Run], Awaitable[Run]]
 Settle = Callable[[Run], Awaitable[Again | Outcome]]
 
 
-class Execution:
-    """Takes claimed jobs through the steps, and knows why one is interrupted."""
+class Road:
+    """The steps in their order, and `settle` after the last of them, whatever they came to."""
 
     def __init__(self, steps: Sequence[Step], settle: Settle) -> None:
         self._steps = steps
         self._settle = settle
+
+    async def go(self, run: Run, interrupted: Callable[[], Outcome]) -> tuple[Run, Again | Outcome]:
+        """Take a run through and settle it; return it with how it goes on, or how it ended.
+
+        Args:
+            run: with an outcome already, it is only settled.
+            interrupted: says how the run ends when the task is cancelled during a step.
+
+        """
+        run = await self._take_through(run, interrupted)
+        return run, await self._settled(run)
+
+    async def _take_through(self, run: Run, interrupted: Callable[[], Outcome]) -> Run:
+        for step in self._steps:
+            if run.outcome is not None:
+                break
+            before = run
+            try:
+                run = await step(run)
+            except asyncio.CancelledError:
+                uncancel()
+                return _mark(before, step).ended(interrupted())
+            except Exception as error:
+                _logger.exception("step %s failed", type(step).__name__, extra={"job_id": str(run.job.id)})
+                return _mark(before, step).ended(_internal(error))
+        return run
+
+    async def _settled(self, run: Run) -> Again | Outcome:
+        # What was found out is written down even when the task is cancelled meanwhile: the
+        # answer is paid for. A reason to stop is looked at again after that.
+        settling = asyncio.ensure_future(self._settle(run))
+        while True:
+            try:
+                return await asyncio.shield(settling)
+            except asyncio.CancelledError:
+                uncancel()
+                if settling.done():
+                    return settling.result()
+
+
+class Execution:
+    """Takes claimed jobs through the steps, and knows why one is interrupted."""
+
+    def __init__(self, steps: Sequence[Step], settle: Settle) -> None:
+        self._road = Road(steps, settle)
         self._under_way: set[tuple[JobId, RunNumber]] = set()
         self._interruptions: dict[tuple[JobId, RunNumber], WaitReason | ErrorClass] = {}
 
@@ -104,9 +180,9 @@ class Execution:
         key = job.id, job.run
         self._under_way.add(key)
         try:
-            settled = await self._settled(await self._take_through(Run.of(job)))
+            settled = await self._go(Run.of(job))
             while isinstance(settled, Again):
-                settled = await self._settled(await self._take_through(await self._wait(settled)))
+                settled = await self._go(await self._wait(settled))
         finally:
             self._under_way.discard(key)
             self._interruptions.pop(key, None)
@@ -117,51 +193,33 @@ class Execution:
             if (again.run.job.id, again.run.job.run) not in self._interruptions:
                 await asyncio.sleep(again.delay.total_seconds())
                 return again.run
+        uncancel()
         return again.run.ended(self._interrupted(again.run.job))
 
-    async def _take_through(self, run: Run) -> Run:
+    async def _go(self, run: Run) -> Again | Outcome:
         if run.outcome is None and (run.job.id, run.job.run) in self._interruptions:
-            return run.ended(self._interrupted(run.job))
-        for step in self._steps:
-            if run.outcome is not None:
-                break
-            before = run
-            try:
-                run = await step(run)
-            except asyncio.CancelledError:
-                return _mark(before, step).ended(self._interrupted(run.job))
-            except Exception as error:
-                _logger.exception("step %s failed", type(step).__name__, extra={"job_id": str(run.job.id)})
-                return _mark(before, step).ended(_internal(error))
-        return run
-
-    async def _settled(self, run: Run) -> Again | Outcome:
-        # What was found out is written down even when the task is cancelled meanwhile: the
-        # answer is paid for. A reason to stop is looked at again after that.
-        settling = asyncio.ensure_future(self._settle(run))
-        while True:
-            try:
-                return await asyncio.shield(settling)
-            except asyncio.CancelledError:
-                self._uncancel()
-                if settling.done():
-                    return settling.result()
+            uncancel()
+            run = run.ended(self._interrupted(run.job))
+        _, settled = await self._road.go(run, partial(self._interrupted, run.job))
+        return settled
 
     def _interrupted(self, job: ClaimedJob) -> Outcome:
-        self._uncancel()
         match self._interruptions.pop((job.id, job.run), WaitReason.SHUTDOWN):
             case ErrorClass.CANCELLED:
                 return Cancelled()
+            case ErrorClass.EXPIRED:
+                return Expired("its deadline or timeout passed while it ran")
             case WaitReason() as reason:
                 return Snoozed(timedelta(0), reason)
             case reason:
                 return Failed(Failure(reason, "the run was interrupted"))
 
-    @staticmethod
-    def _uncancel() -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            task.uncancel()
+
+def uncancel() -> None:
+    """Take note of a cancellation that the present task does not pass on."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 def _mark(run: Run, step: Step) -> Run:

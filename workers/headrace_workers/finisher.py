@@ -20,12 +20,13 @@ from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import ClaimedJob, JobState
+from headrace_shared.logs import Occasional
 from headrace_shared.outcome import Retry, Snoozed
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
 
-_logger = logging.getLogger(__name__)
+_occasionally = Occasional(logging.getLogger(__name__))
 
 MAX_DELAY = timedelta(milliseconds=2)
 """How long an answer may wait for others to be written with it; not at all when no other is out."""
@@ -134,7 +135,8 @@ class Finisher:
                     ends=[one.end for one in batch if one.end],
                 )
             except UNREACHABLE as error:
-                _logger.warning("the store is away (%s); %d results wait", type(error).__name__, len(batch))
+                reason = type(error).__name__
+                _occasionally.warning("the store is away (%s); %d results wait", reason, len(batch))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE)
             else:
@@ -150,14 +152,15 @@ class Finisher:
         except (DispatchUnavailable, *UNREACHABLE) as error:
             # The ledger has it all. Holds that stay behind here are found by their age, and
             # a Redis that comes back as another one is rebuilt; waiters look for themselves.
-            _logger.warning("could not release in the dispatch: %s", error)
+            _occasionally.warning("could not release in the dispatch: %s", error)
             self._budgets.distrust()
         return [None] * len(batch)
 
 
 def _weigh(finish: Finish) -> int:
     answer = finish.conclusion.answer if finish.conclusion else None
-    return len(answer) if answer else 0
+    output = finish.end.output if finish.end else None
+    return len(answer or b"") + len(output or b"")
 
 
 def _written(finish: Finish, finished: runs.Finished) -> _Written:

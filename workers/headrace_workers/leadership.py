@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import WorkerId
+from headrace_shared.logs import Occasional
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, Pool
 
@@ -45,6 +46,7 @@ class Leadership:
         self._term = term
         self._turn = turn
         self._wake = wake
+        self._occasionally = Occasional(_logger)
 
     async def run(self) -> None:
         """Stand for the role, and do its duty while holding it, until cancelled."""
@@ -56,7 +58,7 @@ class Leadership:
                     else:
                         await asyncio.sleep(_CAMPAIGN.total_seconds())
                 except (DispatchUnavailable, *UNREACHABLE) as error:
-                    _logger.warning("%s waits: %s", self._role, error)
+                    self._occasionally.warning("%s waits: %s", self._role, error)
                     await asyncio.sleep(_CAMPAIGN.total_seconds())
                 except Exception:
                     # One bad turn must not cost the fleet a worker for each that takes the role over.

@@ -18,6 +18,7 @@ import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient, Omit
 from pydantic import BaseModel, ValidationError
 
+from headrace_shared.jsonvalue import storable
 from headrace_shared.outcome import ErrorClass, Failure
 from headrace_shared.request import Endpoint
 from headrace_shared.routes import Provider
@@ -136,7 +137,7 @@ def _failure_of(parsed: ParsedAnswer) -> Failure | None:
             return Failure(ErrorClass.CONTENT_FILTER, "the provider's content filter cut the answer")
         case Finish.FAILED:
             return Failure(
-                ErrorClass.TRANSIENT, _clean(parsed.detail[:_MESSAGE_LENGTH]) or "the response failed"
+                ErrorClass.TRANSIENT, storable(parsed.detail[:_MESSAGE_LENGTH]) or "the response failed"
             )
         case Finish.COMPLETE | Finish.LENGTH:
             return None
@@ -179,12 +180,7 @@ def _error_of(body: bytes) -> tuple[str, str]:
     except ValidationError:
         return "", "the provider gave no reason that can be read"
     code = str(error.code or error.type or "")
-    return code, _clean(error.message or code)
-
-
-def _clean(text: str) -> str:
-    # Postgres holds no NUL, and a lone surrogate is no UTF-8.
-    return text.replace("\0", "").encode("utf-8", "replace").decode()
+    return code, storable(error.message or code)
 
 
 def retry_after(headers: Mapping[str, str]) -> timedelta | None:

@@ -4,18 +4,23 @@ It does the house's other chores as well: partitions ahead of time, retention, a
 that nobody opened.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from headrace_shared.budgets import Budgets, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.ids import HoldId
+from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.ids import HoldId, JobId, WorkerId
 from headrace_shared.job import JobState
 from headrace_shared.money import ZERO, NanoUSD
+from headrace_shared.policy import SuspenseRule
 from headrace_shared.store import feed, runs
 from headrace_shared.store.pool import Pool
+from headrace_shared.store.runs import Reaped
+from headrace_shared.store.suspense import BY_RULE, Decision, Meant, settle_suspense
 from headrace_workers.breaker import Breakers
 from headrace_workers.configured import Configured
 
@@ -29,28 +34,44 @@ class Reaper:
     """Reaps; one process of the fleet at a time does it."""
 
     def __init__(
-        self, pool: Pool, dispatch: Dispatch, budgets: Budgets, breakers: Breakers, configured: Configured
+        self,
+        pool: Pool,
+        dispatch: Dispatch,
+        budgets: Budgets,
+        breakers: Breakers,
+        configured: Configured,
+        *,
+        lease: timedelta,
     ) -> None:
         self._pool = pool
         self._dispatch = dispatch
         self._budgets = budgets
         self._breakers = breakers
         self._configured = configured
+        self._lease = lease
         self._chores_done = -CHORES_INTERVAL.total_seconds()
 
     async def turn(self) -> timedelta:
         """Go once through everything that may have been left behind."""
-        await self._reap_jobs()
-        await self._settle_suspended(await runs.suspend_orphans(self._pool))
-        await self._reap_holds()
-        await self._breakers.tend_gates()
+        for part in (
+            self._reap_jobs,
+            self._expire_jobs,
+            self._settle_orphans,
+            self._settle_by_rule,
+            self._reap_holds,
+            self._breakers.tend_gates,
+        ):
+            # Each begins with the store. What Redis was not told is found by the feeder, or by its age.
+            with contextlib.suppress(DispatchUnavailable):
+                await part()
         if time.monotonic() - self._chores_done >= CHORES_INTERVAL.total_seconds():
             await self._do_chores()
             self._chores_done = time.monotonic()
         return INTERVAL
 
     async def _reap_jobs(self) -> None:
-        reaped = await runs.reap(self._pool)
+        longest = max([self._lease, *self._configured.now.configuration.lane_leases().values()])
+        reaped = await runs.reap(self._pool, spare=longest)
         if not reaped:
             return
         _logger.warning(
@@ -63,12 +84,46 @@ class Reaper:
         await self._budgets.rebuild()
         back = [job for job in reaped if job.state is JobState.QUEUED]
         await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
-        await self._dispatch.finish(
-            [(Entry(job.queue, job.id), None) for job in reaped if job.state is not JobState.QUEUED]
-        )
+        await self._announce([job for job in reaped if job.state is not JobState.QUEUED])
+
+    async def condemn(self, job_id: JobId, worker: WorkerId, how: str) -> bool:
+        """Quarantine a job whose own process was seen to die; false when it is not its run any more."""
+        condemned = await runs.quarantine(self._pool, job_id, worker, how)
+        if condemned is None:
+            return False
+        await self._budgets.rebuild()
+        await self._announce([condemned])
+        return True
+
+    async def _expire_jobs(self) -> None:
+        expired = await runs.expire(self._pool)
+        if expired:
+            _logger.info("%d jobs expired", len(expired), extra={"action": "expire", "jobs": len(expired)})
+            await self._announce(expired)
+
+    async def _announce(self, ended: Sequence[Reaped]) -> None:
+        await self._dispatch.finish([(Entry(job.queue, job.id), None) for job in ended])
+
+    async def _settle_orphans(self) -> None:
+        await self._settle_suspended(await runs.suspend_orphans(self._pool))
 
     async def _settle_suspended(self, holds: Mapping[HoldId, NanoUSD]) -> None:
         await self._budgets.settle([Settlement(hold, ZERO, amount) for hold, amount in holds.items()])
+
+    async def _settle_by_rule(self) -> None:
+        """Decide about calls of which nobody has learnt for long whether they were billed."""
+        policy = self._configured.now.configuration.suspense_policy()
+        decision = Decision(ZERO if policy.rule is SuspenseRule.FREE else None, BY_RULE)
+        meant = Meant(older_than=policy.after)
+        settled = await settle_suspense(self._pool, meant, decision)
+        if settled:
+            await self._budgets.take_effect("global")
+            _logger.info(
+                "%d calls in suspense were settled as %s",
+                len(settled),
+                policy.rule,
+                extra={"action": "settle", "calls": len(settled)},
+            )
 
     async def _reap_holds(self) -> None:
         """Settle holds that outlived their call, or never paid for one."""

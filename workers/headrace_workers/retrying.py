@@ -49,6 +49,7 @@ def is_retryable(error_class: ErrorClass) -> bool:
             | ErrorClass.TRANSIENT
             | ErrorClass.TIMEOUT
             | ErrorClass.UNREADABLE
+            | ErrorClass.HANDLER
             | ErrorClass.INTERNAL
         ):
             return True

@@ -18,33 +18,38 @@ from headrace_shared.ids import JobId, WorkerId, uuid7
 from headrace_shared.job import ClaimedJob
 from headrace_shared.settings import Settings
 from headrace_shared.store import feed
-from headrace_shared.store.pool import UNREACHABLE, Pool, open_pool
+from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open_pool
 from headrace_workers.breaker import Breakers
 from headrace_workers.clients import Clients
 from headrace_workers.configured import Configured
-from headrace_workers.execution import Execution, Step
+from headrace_workers.execution import Execution, Road, Step
 from headrace_workers.feeder import Feeder
 from headrace_workers.finisher import Finisher
 from headrace_workers.gauges import Gauges
+from headrace_workers.handlers.loading import Handlers, open_handlers
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
+from headrace_workers.leases import Leases
 from headrace_workers.probes import Probes
+from headrace_workers.reach import Reach, check_at_start
 from headrace_workers.reaper import Reaper
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
 from headrace_workers.steps.guard import Guard
+from headrace_workers.steps.handle import Handle
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
+from headrace_workers.steps.lease import Lease
 from headrace_workers.steps.route import Route
 from headrace_workers.steps.settle import Settle
+from headrace_workers.suspects import Suspects
 from headrace_workers.telemetry import Telemetry, setup
+from headrace_workers.watchdog import Watchdog
 from headrace_workers.webhooks.deliverer import Deliverer
 from headrace_workers.webhooks.sender import Sender
 from headrace_workers.worker import Worker
 
 _logger = logging.getLogger(__name__)
-
-POOL_SIZE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +67,39 @@ class Parts:
     telemetry: Telemetry
     running: dict[JobId, ClaimedJob]
     """The jobs that this worker has claimed and not yet ended."""
+    leases: Leases
+    handlers: Handlers
 
 
 def steps_of(parts: Parts) -> tuple[Step, ...]:
-    """The road of a run. `Settle` follows the last of them, whatever they came to."""
+    """The road of a call. `Settle` follows the last of them, whatever they came to."""
     return (
-        Guard(),
         Route(parts.configured, parts.breakers),
         Hold(parts.budgets, parts.dispatch),
         Breaker(parts.breakers),
         Journal(parts.pool, parts.budgets),
+        Lease(parts.leases),
         Call(parts.clients, parts.breakers),
     )
 
 
+def execution_of(parts: Parts) -> Execution:
+    calls, settle = steps_of(parts), Settle(parts.finisher, parts.configured, parts.telemetry.metrics)
+    handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
+    return Execution((Guard(), handle, *calls), settle)
+
+
 @asynccontextmanager
-async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[Parts]:
+async def open_parts(
+    settings: Settings, worker_id: WorkerId, *, pool_size: int = WORKER_POOL_SIZE
+) -> AsyncGenerator[Parts]:
     """Open everything a worker needs, and close it in the opposite order."""
     async with contextlib.AsyncExitStack() as stack:
-        pool = await open_pool(settings.require_postgres(), size=POOL_SIZE, pooler=settings.pooler)
+        pool = await open_pool(settings.require_postgres(), size=pool_size, pooler=settings.pooler)
         stack.push_async_callback(pool.close)
         redis = Redis(settings.require_redis())
         stack.push_async_callback(redis.close)
-        await redis.check()
+        await check_at_start(redis, pool, worker_id)
         dispatch = Dispatch(redis)
         budgets = Budgets(pool, redis)
         configured = await Configured.load(pool)
@@ -93,6 +108,7 @@ async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[
         clients.of(configured.now.configuration.defaults.provider)
         telemetry = setup(settings, worker_id)
         stack.push_async_callback(telemetry.shutdown)
+        handlers = await stack.enter_async_context(open_handlers(settings.handlers))
         running: dict[JobId, ClaimedJob] = {}
         yield Parts(
             pool,
@@ -105,6 +121,8 @@ async def open_parts(settings: Settings, worker_id: WorkerId) -> AsyncGenerator[
             Finisher(pool, dispatch, budgets, worker_id, running),
             telemetry,
             running,
+            Leases(),
+            handlers,
         )
 
 
@@ -115,6 +133,10 @@ async def open_worker(
     """Put a worker together with its side services; `await worker.main()` runs it."""
     worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}")
     async with open_parts(settings, worker_id) as parts:
+        reaper = Reaper(
+            parts.pool, parts.dispatch, parts.budgets, parts.breakers, parts.configured, lease=settings.lease
+        )
+        reach = Reach(parts.pool, parts.redis, parts.budgets, worker_id)
         worker = Worker(
             redis_url=settings.require_redis(),
             worker_id=worker_id,
@@ -124,12 +146,13 @@ async def open_worker(
             drain=settings.drain,
             pool=parts.pool,
             dispatch=parts.dispatch,
+            reach=reach,
             configured=parts.configured,
             running=parts.running,
-            execution=Execution(
-                steps_of(parts), Settle(parts.finisher, parts.configured, parts.telemetry.metrics)
-            ),
+            execution=execution_of(parts),
+            suspects=Suspects(parts.pool, settings, worker_id, condemn=reaper.condemn),
             metrics=parts.telemetry.metrics,
+            handlers=parts.handlers,
             burst=burst,
             handle_signals=handle_signals,
         )
@@ -138,7 +161,7 @@ async def open_worker(
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(worker.close)
             await stack.enter_async_context(probes)
-            await stack.enter_async_context(_services(settings, parts, worker))
+            await stack.enter_async_context(_services(settings, parts, worker, reaper, reach))
             ready.started = True
             yield worker
 
@@ -157,28 +180,40 @@ class _Readiness:
 
 
 @asynccontextmanager
-async def _services(settings: Settings, parts: Parts, worker: Worker) -> AsyncGenerator[None]:
+async def _services(
+    settings: Settings, parts: Parts, worker: Worker, reaper: Reaper, reach: Reach
+) -> AsyncGenerator[None]:
     """Run what a worker does beside its jobs. A service that dies takes the worker with it."""
     heartbeat = Heartbeat(
         parts.pool,
         parts.dispatch,
         worker.worker_id,
-        lease=settings.lease,
+        shortest_lease=worker.shortest_lease,
         running=parts.running,
         interrupt=worker.interrupt,
         introduce=lambda: (socket.gethostname(), settings.concurrency, tuple(worker.lanes())),
         follow=worker.follow,
+        leases=parts.leases,
     )
     await heartbeat.beat()
     stop = asyncio.Event()
     services = [
         asyncio.create_task(service, name=name)
-        for name, service in _side_services(settings, parts, worker, heartbeat, stop)
+        for name, service in [
+            ("deliverer", _deliverer(settings, parts, worker).run(stop)),
+            ("heartbeat", heartbeat.run()),
+            ("reach", reach.run()),
+            *_side_services(settings, parts, worker, reaper),
+        ]
     ]
     for service in services:
         service.add_done_callback(lambda task: _watch(task, worker))
+    watchdog = Watchdog(
+        asyncio.get_running_loop(), worker.shortest_lease, parts.telemetry.metrics.loop_stalled
+    )
     try:
-        yield
+        with watchdog.watching():
+            yield
     finally:
         await parts.finisher.drain()
         stop.set()
@@ -191,19 +226,22 @@ async def _services(settings: Settings, parts: Parts, worker: Worker) -> AsyncGe
 
 
 def _side_services(
-    settings: Settings, parts: Parts, worker: Worker, heartbeat: Heartbeat, stop: asyncio.Event
+    settings: Settings, parts: Parts, worker: Worker, reaper: Reaper
 ) -> list[tuple[str, Coroutine[object, object, None]]]:
     listen_url = settings.listen_url or (None if settings.pooler else settings.postgres_url)
-    feeder = Feeder(parts.pool, parts.dispatch, listen_url=listen_url)
-    reaper = Reaper(parts.pool, parts.dispatch, parts.budgets, parts.breakers, parts.configured)
-    term = max(settings.lease, timedelta(seconds=5))
+    feeder = Feeder(
+        parts.pool,
+        parts.dispatch,
+        listen_url=listen_url,
+        longest_lease=lambda: max([settings.lease, *parts.configured.now.configuration.leases.values()]),
+    )
+    # A dead leader's role must not keep its jobs waiting for longer than their leases do.
+    term = max(settings.lease, timedelta(seconds=2))
     feeding = Leadership(
         parts.pool, worker.worker_id, "feeder", term=term, turn=feeder.turn, wake=feeder.wake
     )
     reaping = Leadership(parts.pool, worker.worker_id, "reaper", term=term, turn=reaper.turn, wake=_rest)
     return [
-        ("deliverer", _deliverer(settings, parts, worker).run(stop)),
-        ("heartbeat", heartbeat.run()),
         ("breakers", parts.breakers.run()),
         *_metering(settings, parts),
         ("listener", feeder.listen()),

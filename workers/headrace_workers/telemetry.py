@@ -208,6 +208,9 @@ class Metrics(Collector):
     def fenced_writes(self, count: int = 1) -> None:
         self._count(names.FENCED_WRITES, count)
 
+    def loop_stalled(self) -> None:
+        self._count(names.LOOP_STALLS, 1)
+
     def foreign_dropped(self, count: int = 1) -> None:
         self._count(names.FOREIGN_DROPPED, count)
 

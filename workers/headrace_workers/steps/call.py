@@ -18,18 +18,18 @@ class Call(Sends):
         self._breakers = breakers
 
     async def __call__(self, run: Run) -> Run:
-        if run.target is None or run.permit is None or run.request is None:
+        if run.ask is None or run.target is None or run.permit is None or run.request is None:
             return run
-        target, request = run.target, run.request
+        target, endpoint, request = run.target, run.ask.endpoint, run.request
 
         async def send() -> Reply:
             try:
                 client = self._clients.of(target.provider)
             except InvalidConfiguration as error:
                 return Refused(timedelta(0), Failure(ErrorClass.AUTH, error.message))
-            return await client.call(run.job.endpoint, request.body)
+            return await client.call(endpoint, request.body)
 
-        with call_span(target, run.job.endpoint) as span:
+        with call_span(target, endpoint) as span:
             reply = await self._breakers.of(target).call(run.permit, send)
             _describe(reply, span)
         return replace(run, sent=True, reply=reply)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from urllib.parse import quote
 
 from headrace_shared.batching import Batcher
-from headrace_shared.budgets import Budgets, Held, HoldRequest, Refused, scopes_of
+from headrace_shared.budgets import Budgets, Held, HoldRequest, scopes_of
 from headrace_shared.dispatch.dispatch import Dispatch, Gate
 from headrace_shared.errors import DispatchUnavailable, UnknownPrice
 from headrace_shared.ids import hold_id
@@ -15,7 +15,7 @@ from headrace_shared.money import NanoUSD, format_usd
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Snoozed, WaitReason
 from headrace_shared.prices import Price
 from headrace_shared.request import PreparedRequest
-from headrace_shared.store.money import BudgetPolicy
+from headrace_shared.store.money import BudgetPolicy, Refused
 from headrace_shared.store.pool import UNREACHABLE
 from headrace_workers.execution import Run
 

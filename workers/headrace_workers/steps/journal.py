@@ -37,7 +37,7 @@ class Journal(LeavesIntent):
         self._intents = Batcher[_Entry, bool](self._write, max_size=500)
 
     async def __call__(self, run: Run) -> Run:
-        if run.held is None or run.target is None or run.price is None:
+        if run.ask is None or run.held is None or run.target is None or run.price is None:
             return run
         intent = Intent(
             job_id=run.job.id,
@@ -50,6 +50,9 @@ class Journal(LeavesIntent):
             held_at=run.held.at,
             scopes=scopes_of(run.job.queue.tenant),
             price_version=run.price.version,
+            endpoint=run.ask.endpoint,
+            step=run.ask.step,
+            digest=run.ask.digest,
         )
         try:
             accepted = await self._written(_Entry(run.held.epoch, intent))
@@ -82,4 +85,4 @@ class Journal(LeavesIntent):
         for epoch in {entry.epoch for entry in batch}:
             intents = [entry.intent for entry in batch if entry.epoch == epoch]
             accepted |= await runs.open_calls(self._pool, epoch, intents)
-        return [entry.intent.job_id in accepted for entry in batch]
+        return [(entry.intent.job_id, entry.intent.call) in accepted for entry in batch]

@@ -17,9 +17,11 @@ class Route:
         self._breakers = breakers
 
     async def __call__(self, run: Run) -> Run:
+        if run.ask is None:
+            return run
         now = self._configured.now
         try:
-            target = self._choose(now.configuration.resolve_route(run.job.queue.route).targets)
+            target = self._choose(now.configuration.resolve_route(run.ask.route).targets)
             price = now.prices.price(target)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
@@ -27,7 +29,7 @@ class Route:
             return run.ended(Failed(Failure(ErrorClass.NO_ROUTE, error.message)))
         most = now.configuration.defaults.max_output_tokens
         try:
-            request = prepare(run.job.body, run.job.endpoint, target.model, most)
+            request = prepare(run.ask.body, run.ask.endpoint, target.model, most)
         except InvalidRequest as error:
             return run.ended(Failed(Failure(ErrorClass.BAD_REQUEST, error.message)))
         return replace(run, target=target, price=price, request=request)

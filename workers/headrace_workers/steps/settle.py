@@ -45,13 +45,14 @@ class Settle:
         """Return how the run goes on, or how it ended."""
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
-        goes_on = isinstance(outcome, Retry) and outcome.delay <= self._configured.now.retries.slot_wait
+        goes_on = self._goes_on(run, outcome)
+        within = _is_within(run)
         finish = Finish(
             entry=Entry(run.job.queue, run.job.id),
             conclusion=_conclusion(run),
-            attempt=_attempt(run, outcome, attempts),
+            attempt=None if within else _attempt(run, outcome, attempts),
             settlement=_settlement(run),
-            end=None if goes_on else _end(run, outcome, attempts),
+            end=None if goes_on or within else _end(run, outcome, attempts),
         )
         self._count(run, finish)
         try:
@@ -67,9 +68,17 @@ class Settle:
             return Again(run.again(attempts), outcome.delay)
         return outcome
 
+    def _goes_on(self, run: Run, outcome: Outcome) -> bool:
+        # A handler begins anew in a run of its own, which replays what this one leaves.
+        return (
+            run.ask is not None
+            and isinstance(outcome, Retry)
+            and outcome.delay <= self._configured.now.retries.slot_wait
+        )
+
     def _count(self, run: Run, finish: Finish) -> None:
         conclusion = finish.conclusion
-        if conclusion is None or run.target is None:
+        if conclusion is None or run.target is None or run.ask is None:
             return
         usage = conclusion.usage if conclusion.state == "answered" else None
         if run.held is not None and conclusion.cost > run.held.amount:
@@ -77,7 +86,7 @@ class Settle:
             _occasionally.error("%s billed more than was held for a call of job %s", run.target, run.job.id)
         self._metrics.call_ended(
             run.target,
-            run.job.endpoint,
+            run.ask.endpoint,
             latency=conclusion.latency,
             usage=usage,
             error_class=conclusion.error_class,
@@ -112,6 +121,11 @@ class Settle:
         )
 
 
+def _is_within(run: Run) -> bool:
+    """Say whether this is a call of a handler's: it ends nothing, and is no attempt of the job."""
+    return run.ask is not None and run.ask.step is not None
+
+
 def _without_content(run: Run, finish: Finish, error: str) -> tuple[Finish, Failed]:
     """Return what can be written of a run whose answer the store refuses: its bill and its end."""
     failure = Failure(ErrorClass.INTERNAL, f"the store refused what came of this run ({error})")
@@ -120,8 +134,8 @@ def _without_content(run: Run, finish: Finish, error: str) -> tuple[Finish, Fail
     reduced = replace(
         finish,
         conclusion=replace(finish.conclusion, answer=b"", request_id=None) if finish.conclusion else None,
-        attempt=_failed_attempt(run, attempts, None, "failed", failure),
-        end=RunEnd(run.job.id, run.job.run, ended, attempts),
+        attempt=None if _is_within(run) else _failed_attempt(run, attempts, None, "failed", failure),
+        end=None if _is_within(run) else RunEnd(run.job.id, run.job.run, ended, attempts),
     )
     return reduced, ended
 
@@ -217,5 +231,5 @@ def _failed_attempt(
 def _end(run: Run, outcome: Outcome, attempts: int) -> RunEnd:
     result = None
     if isinstance(outcome, Succeeded):
-        result = run.job.answer or (run.job.run, run.call)
-    return RunEnd(run.job.id, run.job.run, outcome, attempts, result)
+        result = run.job.answer or (run.job.run, None if run.ask is None else run.call)
+    return RunEnd(run.job.id, run.job.run, outcome, attempts, result, run.output)

@@ -1,0 +1,1 @@
+"""Handlers: async functions of an application's own that run as jobs."""
