@@ -3,26 +3,35 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeGuard
 
+from pydantic import BaseModel
+
 from headrace_producer.in_force import Snapshot
+from headrace_producer.timing import check_timing
 from headrace_shared import webhooks
 from headrace_shared.errors import InvalidRequest, InvalidWebhook
-from headrace_shared.ids import Lane, Tenant, new_job_id
+from headrace_shared.handlers import (
+    HandlerEndpoint,
+    handler_endpoint,
+    handler_lane,
+    handler_of,
+    parse_handler_name,
+)
+from headrace_shared.ids import Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import NewJob
-from headrace_shared.request import check_request
+from headrace_shared.jsonvalue import refuse_not_finite
+from headrace_shared.request import Endpoint, check_input, check_request
 from headrace_shared.settings import Settings
 
 MAX_ATTEMPTS = 100
-MAX_DELAY = timedelta(days=365)
 MAX_KEY_LENGTH = 255
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
 
 _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NO_DELAY = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +39,9 @@ class JobRequest:
     """One job to enqueue; what is None is the client's, or the configuration's, default."""
 
     endpoint: str
-    """A path of the provider's API, such as `/v1/chat/completions`."""
-    body: Mapping[str, object] | bytes | str
-    """The request in the provider's wire format; bytes are kept as they are."""
+    """A path of the provider's API, such as `/v1/chat/completions`, or the name of a handler."""
+    body: Mapping[str, object] | bytes | str | BaseModel
+    """The request in the provider's wire format, or a handler's input; bytes are kept as they are."""
     tenant: str | None = None
     lane: str | None = None
     idempotency_key: str | None = None
@@ -43,6 +52,14 @@ class JobRequest:
     """At most 16 pairs, keys of 64 and values of 512 characters; comes back with the job."""
     delay: timedelta | None = None
     max_attempts: int | None = None
+    run_at: datetime | None = None
+    """When it is due, by the caller's clock; instead of `delay`."""
+    ttl: timedelta | None = None
+    """From when it is due until it must have been started."""
+    deadline: datetime | None = None
+    """When it must have ended; one that has passed ends it as expired."""
+    timeout: timedelta | None = None
+    """What it may take from its first start, waits between its attempts included."""
 
 
 class Checker:
@@ -61,23 +78,28 @@ class Checker:
 
         """
         defaults = snapshot.configuration.defaults
-        checked = check_request(
-            _text(request.endpoint, "endpoint"), _body(request.body), max_body_bytes=defaults.max_body_bytes
-        )
+        asked = _asked(_text(request.endpoint, "endpoint"), _body(request.body), snapshot)
+        lane = _lane(defaults.lane if request.lane is None else request.lane, snapshot)
+        handler = handler_of(asked.endpoint)
+        timing = check_timing(request.delay, request.run_at, request.ttl, request.deadline, request.timeout)
         return NewJob(
             id=new_job_id(),
             tenant=self._tenant if request.tenant is None else check_tenant(request.tenant),
-            lane=_lane(defaults.lane if request.lane is None else request.lane, snapshot),
-            route=snapshot.priced_route(checked.model, checked.endpoint),
-            endpoint=checked.endpoint,
-            body=checked.body,
+            lane=lane if handler is None else handler_lane(lane, handler),
+            route=asked.route,
+            endpoint=asked.endpoint,
+            body=asked.body,
             max_attempts=_attempts(snapshot.configuration.retries.max_attempts, request.max_attempts),
-            delay=_NO_DELAY if request.delay is None else _delay(request.delay),
+            delay=timing.delay,
             idempotency_key=None if request.idempotency_key is None else _key(request.idempotency_key),
-            digest=checked.digest,
+            digest=asked.digest,
             webhook=None if request.webhook is None else self._webhook(request.webhook),
             metadata=None if request.metadata is None else _metadata(request.metadata),
             traceparent=traceparent,
+            run_at=timing.run_at,
+            ttl=timing.ttl,
+            deadline=timing.deadline,
+            timeout=timing.timeout,
         )
 
     def _webhook(self, url: object) -> str:
@@ -100,10 +122,55 @@ def _text(value: object, field: str) -> str:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a job is to do."""
+
+    endpoint: Endpoint | HandlerEndpoint
+    route: RouteName
+    body: bytes
+    digest: bytes
+
+
+def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Snapshot) -> _Asked:
+    most = snapshot.configuration.defaults.max_body_bytes
+    if endpoint.startswith("/"):
+        checked = check_request(endpoint, body, max_body_bytes=most)
+        route = snapshot.priced_route(checked.model, checked.endpoint)
+        return _Asked(checked.endpoint, route, checked.body, checked.digest)
+    name = parse_handler_name(endpoint.removeprefix("handler:"))
+    if name is None:
+        reason = (
+            f"{endpoint[:64]!r} is neither a path that begins with / nor a handler's name "
+            "(1 to 64 lower-case letters, digits, dots, dashes and underscores)"
+        )
+        raise InvalidRequest(field="endpoint", reason=reason)
+    own = handler_endpoint(name)
+    given = check_input(own, body, max_body_bytes=most)
+    return _Asked(own, RouteName(own), given.body, given.digest)
+
+
 def _body(body: object) -> Mapping[str, object] | bytes | str:
+    if isinstance(body, BaseModel):
+        return _dumped(body)
     if isinstance(body, bytes | str) or _is_mapping(body):
         return body
-    raise InvalidRequest(field="body", reason="must be a mapping, or the bytes or the text of a JSON object")
+    raise InvalidRequest(
+        field="body",
+        reason="must be a mapping, a pydantic model, or the bytes or the text of a JSON object",
+    )
+
+
+def _dumped(body: BaseModel) -> Mapping[str, object]:
+    try:
+        # Not as JSON at once: that would make null of a number that is not finite.
+        dumped: object = body.model_dump(mode="json", warnings="error")
+        refuse_not_finite(body.model_dump())
+    except ValueError as error:
+        raise InvalidRequest(field="body", reason=f"cannot be written as JSON ({error})") from None
+    if not _is_mapping(dumped):
+        raise InvalidRequest(field="body", reason="must be a JSON object")
+    return dumped
 
 
 def _lane(lane: object, snapshot: Snapshot) -> Lane:
@@ -119,12 +186,6 @@ def _attempts(default: int, attempts: object) -> int:
     if not isinstance(attempts, int) or isinstance(attempts, bool) or not 1 <= attempts <= MAX_ATTEMPTS:
         raise InvalidRequest(field="max_attempts", reason=f"must be a whole number from 1 to {MAX_ATTEMPTS}")
     return attempts
-
-
-def _delay(delay: object) -> timedelta:
-    if not isinstance(delay, timedelta) or not _NO_DELAY <= delay <= MAX_DELAY:
-        raise InvalidRequest(field="delay", reason=f"must be a timedelta from 0 to {MAX_DELAY.days} days")
-    return delay
 
 
 def _key(key: object) -> str:

@@ -10,8 +10,11 @@ import asyncpg
 import typer
 
 from headrace_producer.commands import budgets, config, webhooks
+from headrace_producer.commands.dead_letters import failures, retry
+from headrace_producer.commands.doctor import doctor
 from headrace_producer.commands.jobs import cancel, result, status
 from headrace_producer.commands.migrate import migrate
+from headrace_producer.commands.settle import settle
 from headrace_producer.commands.submit import submit
 from headrace_producer.commands.up import up
 from headrace_producer.commands.usage import usage
@@ -74,7 +77,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    for command in (submit, status, result, cancel, up, migrate, usage):
+    for command in (submit, status, result, cancel, failures, retry, up, migrate, usage, settle, doctor):
         app.command()(command)
     app.add_typer(budgets.app, name="budgets")
     app.add_typer(config.app, name="config")

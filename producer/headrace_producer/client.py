@@ -3,12 +3,14 @@
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
 from uuid import UUID
+
+from pydantic import BaseModel
 
 from headrace_producer.announcing import Announcer
 from headrace_producer.bells import Bells
@@ -17,6 +19,7 @@ from headrace_producer.enqueue import Enqueuer
 from headrace_producer.in_force import InForce
 from headrace_producer.reaching import reaching
 from headrace_producer.results import JobResult, result_of
+from headrace_producer.retrying import Body, Retrier
 from headrace_producer.servers import FindServers, configured_servers, own_servers
 from headrace_producer.waiting import Waiter
 from headrace_shared.dispatch.connection import Redis
@@ -61,6 +64,10 @@ class JobHandle:
     async def cancel(self) -> bool:
         """Do what `Headrace.cancel` does."""
         return await self._client.cancel(self.id)
+
+    async def retry(self, body: Body | None = None) -> "JobHandle":
+        """Do what `Headrace.retry` does."""
+        return await self._client.retry(self.id, body)
 
 
 _Handles: TypeAlias = list[JobHandle]
@@ -146,7 +153,7 @@ class Headrace:
     async def enqueue(
         self,
         endpoint: str,
-        body: Mapping[str, object] | bytes | str,
+        body: Mapping[str, object] | bytes | str | BaseModel,
         *,
         tenant: str | None = None,
         lane: str | None = None,
@@ -155,9 +162,15 @@ class Headrace:
         metadata: Mapping[str, str] | None = None,
         delay: timedelta | None = None,
         max_attempts: int | None = None,
+        run_at: datetime | None = None,
+        ttl: timedelta | None = None,
+        deadline: datetime | None = None,
+        timeout: timedelta | None = None,
         connection: Connection | None = None,
     ) -> JobHandle:
         """Save a job, and return when it is safe; `JobRequest` says what the options are.
+
+        The endpoint is a path of the provider's API, or the name of a handler of your own.
 
         With the caller's own asyncpg `connection`, its transaction saves the job.
 
@@ -168,7 +181,19 @@ class Headrace:
 
         """
         request = JobRequest(
-            endpoint, body, tenant, lane, idempotency_key, webhook, metadata, delay, max_attempts
+            endpoint,
+            body,
+            tenant,
+            lane,
+            idempotency_key,
+            webhook,
+            metadata,
+            delay,
+            max_attempts,
+            run_at,
+            ttl,
+            deadline,
+            timeout,
         )
         return (await self.enqueue_many([request], connection=connection))[0]
 
@@ -231,6 +256,31 @@ class Headrace:
             await opened.announcer.ended([Entry(cancellation.queue, known_id)])
         return cancellation.changed
 
+    async def retry(
+        self, job_id: UUID | str, body: Body | None = None, *, deadline: datetime | None = None
+    ) -> JobHandle:
+        """Do a job again that failed, expired or was cancelled, as a new job in its place.
+
+        The old one keeps its ending; its line of a batch and its idempotency key mean the new one
+        from now on. What a handler had checkpointed is not taken over.
+
+        Args:
+            job_id: of the old one.
+            body: what to ask for instead.
+            deadline: when the new one must have ended; the old one's deadline holds if it has not passed.
+
+        Raises:
+            JobNotFound: there is no such job.
+            NotRetriable: it has not ended, or has a result.
+            AlreadyRetried: another job took its place.
+            InvalidInput: the body, or the deadline, is wrong.
+
+        """
+        opened = self._open
+        with reaching(opened.address):
+            new = await opened.retrier.retry(_job_id(job_id), body, deadline=deadline)
+        return JobHandle(new, existed=False, _client=self)
+
     async def attempts(self, job_id: UUID | str) -> _Attempts:
         """Return the attempts at a job that have ended, in order, and why they ended so."""
         opened = self._open
@@ -287,6 +337,7 @@ class _Opened:
     address: str
     announcer: Announcer
     enqueuer: Enqueuer
+    retrier: Retrier
     bells: Bells
     waiter: Waiter
 
@@ -299,6 +350,7 @@ def _put_together(pool: Pool, where: str, redis: Redis, checker: Checker) -> _Op
         address=where,
         announcer=announcer,
         enqueuer=Enqueuer(pool, where, InForce(pool), checker, announcer),
+        retrier=Retrier(pool, checker, announcer),
         bells=bells,
         waiter=Waiter(pool, where, bells),
     )

@@ -195,4 +195,4 @@ async def _insert(
 
 
 def _new_entries(saved: Sequence[Saved]) -> list[tuple[Entry, timedelta]]:
-    return [(Entry(job.queue, job.id), job.delay) for job, inserted in saved if not inserted.existed]
+    return [(Entry(job.queue, job.id), inserted.due_in) for job, inserted in saved if not inserted.existed]

@@ -7,6 +7,7 @@ from datetime import timedelta
 from headrace_producer.bells import Bells
 from headrace_producer.reaching import reaching
 from headrace_shared.errors import JobNotFound, ResultTimeout, StoreUnavailable
+from headrace_shared.handlers import handler_of, public_lane
 from headrace_shared.ids import JobId
 from headrace_shared.job import Ending, Job
 from headrace_shared.store import feed, jobs
@@ -61,7 +62,14 @@ class Waiter:
         with reaching(self._address):
             workers = await feed.live_workers(self._pool)
         reason = f" and waits for {job.waiting_for}" if job.waiting_for else ""
-        hint = reason if workers else ", and no worker is alive (start one with 'headrace worker')"
+        handler = handler_of(job.endpoint)
+        if not workers:
+            hint = ", and no worker is alive (start one with 'headrace worker')"
+        elif handler is not None and not any(job.lane in worker.lanes for worker in workers):
+            lane = public_lane(job.lane)
+            hint = f", and no worker that is alive has the handler {handler} in the lane {lane}"
+        else:
+            hint = reason
         return ResultTimeout(job_id=job.id, seconds=seconds, state=job.state, hint=hint)
 
 

@@ -1,6 +1,8 @@
 """JSON as a typed value, and the strict reading of what callers hand in."""
 
 import json
+import math
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypeGuard
 
 from headrace_shared.errors import InvalidRequest
@@ -29,6 +31,11 @@ def write_json(value: object) -> bytes:
         raise InvalidRequest(field="body", reason=f"cannot be written as JSON ({error})") from None
     except RecursionError:
         raise InvalidRequest(field="body", reason=_DEPTH) from None
+
+
+def storable(text: str) -> str:
+    """Return a text without what cannot be kept: Postgres holds no NUL, UTF-8 no half of a pair."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def canonical_json(value: Json) -> bytes:
@@ -90,6 +97,30 @@ def refuse_nul(document: JsonObject) -> None:
         raise InvalidRequest(field="body", reason=_DEPTH) from None
     if place is not None:
         raise InvalidRequest(field=place, reason="contains a NUL character, which cannot be stored")
+
+
+def refuse_not_finite(value: object) -> None:
+    """Refuse NaN and infinities, which pydantic makes null of where it has no type to go by.
+
+    Raises:
+        InvalidRequest: there is one.
+
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest(field="body", reason="contains a number that is not finite")
+    if _is_mapping(value):
+        value = list(value.values())
+    if _is_collection(value):
+        for item in value:
+            refuse_not_finite(item)
+
+
+def _is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+    return isinstance(value, Mapping)
+
+
+def _is_collection(value: object) -> TypeGuard[Iterable[object]]:
+    return isinstance(value, list | tuple | set | frozenset)
 
 
 def _find_nul(value: Json, path: str) -> str | None:

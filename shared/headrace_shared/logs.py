@@ -70,6 +70,8 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
         return json.dumps({name: _clean(name, value) for name, value in fields.items()}, ensure_ascii=False)
 
 

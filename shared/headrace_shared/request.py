@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from headrace_shared.errors import BodyTooLarge, InvalidRequest
+from headrace_shared.handlers import HandlerEndpoint
 from headrace_shared.jsonvalue import Json, JsonObject, canonical_json, read_object, refuse_nul, write_json
 from headrace_shared.request_bounds import Endpoint, check_bounded, input_bound, output_bound
 
-__all__ = ["ENDPOINTS", "CheckedRequest", "Endpoint", "PreparedRequest", "check_request", "prepare"]
+__all__ = [
+    "ENDPOINTS",
+    "CheckedInput",
+    "CheckedRequest",
+    "Endpoint",
+    "PreparedRequest",
+    "check_input",
+    "check_request",
+    "prepare",
+]
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(Endpoint)
 
@@ -27,6 +37,14 @@ class CheckedRequest:
     """UTF-8 JSON: the caller's own bytes where it handed in bytes."""
     digest: bytes
     """SHA-256 over the endpoint and the body, the same for any order of keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedInput:
+    """A handler's input that may become a job."""
+
+    body: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +67,32 @@ def check_request(
 
     """
     known = _find_endpoint(endpoint)
+    encoded, document, digest = _read(known, body, max_body_bytes)
+    model = _check_model(document.get("model"))
+    _check_delivery(document)
+    _check_content(known, document)
+    check_bounded(known, document)
+    return CheckedRequest(endpoint=known, model=model, body=encoded, digest=digest)
+
+
+def check_input(
+    endpoint: HandlerEndpoint, body: Mapping[str, object] | bytes | str, *, max_body_bytes: int
+) -> CheckedInput:
+    """Check what a caller hands in for a handler; what it means, only the handler knows.
+
+    Raises:
+        InvalidRequest: names the field and what is wrong with it.
+        BodyTooLarge: more bytes than ``max_body_bytes``.
+
+    """
+    encoded, _, digest = _read(endpoint, body, max_body_bytes)
+    return CheckedInput(encoded, digest)
+
+
+def _read(
+    endpoint: str, body: Mapping[str, object] | bytes | str, max_body_bytes: int
+) -> tuple[bytes, JsonObject, bytes]:
+    """Return a body as it is kept, as it is read, and the digest of what it asks for."""
     encoded = _encode(body)
     if len(encoded) > max_body_bytes:
         raise BodyTooLarge(size=len(encoded), limit=max_body_bytes)
@@ -59,12 +103,7 @@ def check_request(
     if repeats_keys:
         # Readers disagree on which of two equal keys counts: what was checked is what must be sent.
         encoded = write_json(document)
-    model = _check_model(document.get("model"))
-    _check_delivery(document)
-    _check_content(known, document)
-    check_bounded(known, document)
-    digest = hashlib.sha256(known.encode() + b"\n" + canonical).digest()
-    return CheckedRequest(endpoint=known, model=model, body=encoded, digest=digest)
+    return encoded, document, hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
 
 
 def prepare(

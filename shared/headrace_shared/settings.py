@@ -7,7 +7,7 @@ Postgres, in versions, so that all processes see the same.
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     """Jobs that one worker runs at a time."""
     lanes: Annotated[tuple[str, ...], NoDecode] = ()
     """Lanes that this worker serves; all of them when empty."""
+    handlers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Modules with handlers of the application's own, as `app.tasks` or `app.tasks:summarise`."""
     lease_seconds: float = Field(default=30, ge=1, le=3600)
     drain_seconds: float = Field(default=20, ge=0, le=3600)
     """How long running jobs may take to end after SIGTERM."""
@@ -46,9 +48,9 @@ class Settings(BaseSettings):
     """Networks that callbacks may reach although they are private."""
     webhook_allow_http: bool = False
 
-    @field_validator("lanes", mode="before")
+    @field_validator("lanes", "handlers", mode="before")
     @classmethod
-    def _split_lanes(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return (
             tuple(part.strip() for part in value.split(",") if part.strip())
             if isinstance(value, str)
@@ -73,6 +75,14 @@ class Settings(BaseSettings):
     @property
     def served_lanes(self) -> tuple[Lane, ...]:
         return tuple(Lane(lane) for lane in self.lanes)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that a process must be given to have these settings."""
+        return {
+            f"HEADRACE_{name.upper()}": _written(value)
+            for name in type(self).model_fields
+            if (value := cast("object", getattr(self, name))) is not None
+        }
 
     def require_postgres(self) -> str:
         """Return the URL of Postgres.
@@ -101,6 +111,12 @@ class Settings(BaseSettings):
                 reason="set it to redis://host, or run 'headrace up' for servers of its own",
             )
         return self.redis_url
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in cast("tuple[object, ...]", value))
+    return str(value)
 
 
 def load_settings(**given: object) -> Settings:

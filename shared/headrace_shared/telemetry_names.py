@@ -189,6 +189,7 @@ CALLBACK_DURATION = _duration("webhook_attempt.duration", "Duration of one attem
 
 # The process
 LOOP_LAG = _duration("event_loop_lag", "How late the event loop wakes a sleeper")
+LOOP_STALLS = _counter("event_loop_stalls", "Times that the event loop stood still for a third of a lease")
 POOL_IN_USE = _gauge("db_pool_in_use", "Connections to PostgreSQL that are in use")
 SERVER_UP = _gauge("server_up", "1 while the server answers", "server")
 

@@ -8,6 +8,7 @@ from headrace_producer.batch.lines import Draft, Format, longest_line
 from headrace_producer.checking import Checker, JobRequest
 from headrace_producer.connections import Connections
 from headrace_producer.in_force import InForce, Snapshot
+from headrace_producer.timing import AT_ONCE, Timing
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.errors import InvalidInput, StoreError
 from headrace_shared.ids import BatchId, Tenant
@@ -33,6 +34,7 @@ class Purpose:
     tenant: Tenant
     lane: str
     webhook: str | None
+    timing: Timing = AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,9 @@ class LineSaver:
             lane=purpose.lane,
             webhook=purpose.webhook,
             idempotency_key=f"batch:{purpose.batch_id}:{line.number}",
+            ttl=purpose.timing.ttl,
+            deadline=purpose.timing.deadline,
+            timeout=purpose.timing.timeout,
         )
         try:
             job = self._checker.check(request, snapshot, None)
@@ -94,10 +99,13 @@ class LineSaver:
         return replace(job, batch_line=BatchLine(purpose.batch_id, line.number, line.custom_id))
 
     async def _announce(self, jobs: Sequence[NewJob], saved: Sequence[Inserted]) -> int:
-        new = [job for job, inserted in zip(jobs, saved, strict=True) if not inserted.existed]
-        entries = [(Entry(job.queue, job.id), job.delay) for job in new]
+        entries = [
+            (Entry(job.queue, job.id), inserted.due_in)
+            for job, inserted in zip(jobs, saved, strict=True)
+            if not inserted.existed
+        ]
         await self._connections.announcer.enqueued(entries)
-        return len(new)
+        return len(entries)
 
 
 def read_chunks(

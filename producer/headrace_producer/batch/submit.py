@@ -16,6 +16,7 @@ from headrace_producer.batch.survey import Survey, survey_file
 from headrace_producer.connections import Connections
 from headrace_producer.console import count, dollars
 from headrace_producer.in_force import InForce, Snapshot
+from headrace_producer.timing import AT_ONCE, Timing
 from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailable
 from headrace_shared.ids import BatchId, Tenant
 from headrace_shared.money import NanoUSD
@@ -36,6 +37,8 @@ class Submission:
     tenant: Tenant
     lane: str = "batch"
     webhook: str | None = None
+    timing: Timing = AT_ONCE
+    """How long each of its jobs may take."""
     max_cost: NanoUSD | None = None
     """The most that its answers may cost; a file that could cost more is refused."""
     sample: int = 0
@@ -157,7 +160,7 @@ class Submitter:
     async def _enqueue(
         self, submission: Submission, file: BatchFile, batch_id: BatchId, survey: Survey
     ) -> int:
-        purpose = Purpose(batch_id, submission.tenant, submission.lane, submission.webhook)
+        purpose = Purpose(batch_id, submission.tenant, submission.lane, submission.webhook, submission.timing)
         saver = LineSaver(self._connections, self._in_force, purpose)
         chosen = survey.sample if submission.sample else _EVERY_LINE
         total = len(chosen) or survey.total

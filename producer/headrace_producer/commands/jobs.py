@@ -15,10 +15,11 @@ from headrace_producer.batch.output import replacing
 from headrace_producer.commands.delivery import deliver, ending_of, summary_of
 from headrace_producer.commands.options import AsJson, ErrorsFile, OutputFile
 from headrace_producer.connections import Connections, open_connections
-from headrace_producer.console import Console, count
+from headrace_producer.console import Console, count, in_words
 from headrace_producer.results import result_of
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.errors import InvalidInput, InvalidRequest, JobFailed
+from headrace_shared.handlers import handler_of, public_lane
 from headrace_shared.ids import BatchId, JobId
 from headrace_shared.job import Ending, Job, JobState
 from headrace_shared.money import format_usd
@@ -98,14 +99,35 @@ def _lines_of(ending: Ending) -> list[str]:
     attempts = f"{count(job.attempts, 'failed attempt')} of at most {job.max_attempts}"
     lines = [
         f"Job {job.id}: {job.state}{waiting}",
-        f"  {job.endpoint} of {job.route}, tenant {job.tenant}, lane {job.lane}",
+        f"  {_work_of(job)}, tenant {job.tenant}, lane {public_lane(job.lane)}",
         f"  {attempts}, {tokens}, {format_usd(bill.cost)}",
     ]
+    if job.progress is not None and not job.state.ended:
+        note = f": {job.progress_note}" if job.progress_note else ""
+        lines.append(f"  {job.progress:.0%} done{note}")
     if bill.suspense:
         lines.append(f"  {format_usd(bill.suspense)} in suspense")
     if job.error:
         lines.append(f"  {job.error_class}: {job.error}")
-    return lines
+    return [*lines, *_times_of(job), *_kin_of(job)]
+
+
+def _times_of(job: Job) -> list[str]:
+    limits = [("started by", job.start_by), ("ended by", job.end_by)]
+    known = [f"must be {what} {moment:%Y-%m-%d %H:%M:%S %Z}" for what, moment in limits if moment]
+    if job.timeout and not job.started_at:
+        known.append(f"may take {in_words(job.timeout)}")
+    return [f"  {', '.join(known)}"] if known and not job.state.ended else []
+
+
+def _kin_of(job: Job) -> list[str]:
+    kin = [("a retry of", job.replaces), ("replaced by", job.replaced_by)]
+    return [f"  {how} {other}" for how, other in kin if other]
+
+
+def _work_of(job: Job) -> str:
+    name = handler_of(job.endpoint)
+    return f"{job.endpoint} of {job.route}" if name is None else f"handler {name}"
 
 
 def _job_summary(ending: Ending) -> dict[str, object]:
@@ -114,14 +136,22 @@ def _job_summary(ending: Ending) -> dict[str, object]:
         "job_id": str(job.id),
         "status": job.state,
         "tenant": job.tenant,
-        "lane": job.lane,
+        "lane": public_lane(job.lane),
         "endpoint": job.endpoint,
         "model": job.route,
         "attempts": job.attempts,
         "waiting_for": job.waiting_for,
+        "progress": job.progress,
+        "progress_note": job.progress_note,
         "error": None if job.error is None else {"class": job.error_class, "message": job.error},
         "created_at": job.created_at.isoformat(),
+        "run_at": job.run_at.isoformat(),
+        "start_by": job.start_by.isoformat() if job.start_by else None,
+        "end_by": job.end_by.isoformat() if job.end_by else None,
+        "timeout_seconds": job.timeout.total_seconds() if job.timeout else None,
         "ended_at": job.ended_at.isoformat() if job.ended_at else None,
+        "replaces": str(job.replaces) if job.replaces else None,
+        "replaced_by": str(job.replaced_by) if job.replaced_by else None,
         "batch_id": str(job.batch_id) if job.batch_id else None,
         "custom_id": job.custom_id,
         "prompt_tokens": bill.usage.prompt_tokens,

@@ -22,10 +22,19 @@ from headrace_producer.batch.submit import (
 from headrace_producer.batch.templates import Template
 from headrace_producer.checking import check_tenant
 from headrace_producer.commands.delivery import deliver, ending_of, summary_of
-from headrace_producer.commands.options import AsJson, ErrorsFile, OutputFile, TenantName
+from headrace_producer.commands.options import (
+    AsJson,
+    Deadline,
+    ErrorsFile,
+    OutputFile,
+    TenantName,
+    read_duration,
+    read_moment,
+)
 from headrace_producer.connections import Connections, open_connections
 from headrace_producer.console import Console, count, dollars
 from headrace_producer.in_force import Snapshot, read_snapshot
+from headrace_producer.timing import check_timing
 from headrace_shared.configuration import Configuration
 from headrace_shared.errors import InvalidInput, MissingSetting
 from headrace_shared.money import NanoUSD, parse_usd
@@ -68,6 +77,13 @@ def submit(
     id_field: Annotated[
         str | None, typer.Option(help="The field of a record that becomes its custom_id.")
     ] = None,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long a job may wait to be started: 2h.")
+    ] = None,
+    deadline: Deadline = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="How long a job may take from its first start.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a file of requests: checked as a whole, enqueued once, resumed where it was left."""
@@ -79,6 +95,13 @@ def submit(
         tenant=check_tenant(tenant),
         lane=lane,
         webhook=webhook,
+        timing=check_timing(
+            None,
+            None,
+            read_duration("--ttl", ttl),
+            read_moment("--deadline", deadline),
+            read_duration("--timeout", timeout),
+        ),
         max_cost=None if max_cost is None else parse_usd(max_cost),
         sample=sample,
         again=again,

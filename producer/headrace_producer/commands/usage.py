@@ -15,7 +15,8 @@ from headrace_shared.ids import Tenant
 from headrace_shared.money import NanoUSD, format_usd
 from headrace_shared.settings import load_settings
 from headrace_shared.store import money
-from headrace_shared.store.money import SuspenseRow, UsageRow
+from headrace_shared.store.money import UsageRow
+from headrace_shared.store.suspense import SuspenseRow, list_suspense
 from headrace_shared.usage import NO_USAGE
 
 GROUPINGS = ("model", "provider", "tenant", "endpoint")
@@ -46,8 +47,7 @@ async def _usage(
 ) -> None:
     async with open_connections(load_settings()) as connections:
         rows = await money.usage(connections.pool, by=groups, tenant=tenant)
-        suspended = await money.suspense(connections.pool) if with_suspense else []
-    suspended = [row for row in suspended if tenant in (None, row.tenant)]
+        suspended = await list_suspense(connections.pool, tenant=tenant) if with_suspense else []
     total = _sum(rows)
     names = ("calls", "tokens in", "tokens out", "cost", "in suspense")
     shown = [*rows, total] if groups and rows else [total]
@@ -55,7 +55,7 @@ async def _usage(
     if suspended:
         console.say("")
         console.table(
-            ("job", "tenant", "model", "since", "reason", "at most"),
+            ("call", "tenant", "model", "since", "reason", "at most"),
             [_suspense_cells(row) for row in suspended],
         )
     answer = _as_json(total)
@@ -116,7 +116,7 @@ def _as_json(row: UsageRow) -> dict[str, object]:
 
 def _suspense_cells(row: SuspenseRow) -> list[str]:
     return [
-        str(row.job_id),
+        f"{row.job_id}:{row.run}:{row.call}",
         row.tenant,
         f"{row.provider}/{row.model}",
         f"{row.since:%Y-%m-%d %H:%M:%S}",

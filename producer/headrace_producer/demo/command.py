@@ -1,7 +1,6 @@
 """The command `headrace demo`."""
 
 import asyncio
-import signal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console
 from headrace_producer.demo.answering import Answering, choose
+from headrace_producer.interrupts import cancel_on_signals
 
 _INTERRUPTED = 130
 
@@ -40,20 +40,8 @@ async def _demo(provider: Answering | None, jobs: int | None, *, agreed: bool, c
     # Here, so that every other command starts without the parts of the demo.
     from headrace_producer.demo.performance import run  # noqa: PLC0415
 
-    _cancel_on_signals()
+    cancel_on_signals()
     with TemporaryDirectory(prefix="headrace-demo-", ignore_cleanup_errors=True) as directory:
         ending = await run(answering, jobs, Path(directory), agreed=agreed, stderr=console.as_json)
     console.conclude(ending.answer)
     return 0 if ending.good else 1
-
-
-def _cancel_on_signals() -> None:
-    """End in order at Ctrl-C; a second one does not hurry, because half an end leaves servers behind."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-
-    def cancel() -> None:
-        if task is not None and not task.cancelling():
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, cancel)

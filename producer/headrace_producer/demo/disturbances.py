@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from headrace_producer.demo import ledger
-from headrace_producer.demo.fleet import Child
 from headrace_producer.demo.ledger import Holding
 from headrace_producer.demo.observer import Observer
 from headrace_producer.demo.screen import Screen
 from headrace_producer.demo.stage import Stage
+from headrace_producer.processes import Child
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 
 OUTAGE = timedelta(seconds=3)

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
-from headrace_producer.demo.fleet import Child, ProcessEnded, child
+from headrace_producer.processes import Child, ProcessEnded, child
 from headrace_shared.errors import MissingExtra
 
 NAME = "gemma-3-270m"

@@ -1,16 +1,13 @@
-"""What the demo's work can cost at most, and what it would cost by the provider's own books."""
+"""What the demo's work can cost at most."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from headrace_producer.demo.tasks import Task
 from headrace_shared.configuration import Configuration
 from headrace_shared.money import NANO_PER_USD, NanoUSD
 from headrace_shared.prices import PriceBook
 from headrace_shared.request import check_request, prepare
-from headrace_shared.routes import Target
-from headrace_shared.testing.books import Request
-from headrace_shared.usage import Usage
 
 _CENT = NANO_PER_USD // 100
 
@@ -30,17 +27,3 @@ def worst_cases(configuration: Configuration, work: Sequence[Task]) -> dict[str,
 def with_room(worst: NanoUSD) -> NanoUSD:
     """Return a limit that leaves room for what a crash puts in suspense: a half more, in whole cents."""
     return NanoUSD((worst * 3 // 2 // _CENT + 1) * _CENT)
-
-
-def bill(configuration: Configuration, provider: str, requests: Iterable[Request]) -> NanoUSD:
-    """Return what a provider would charge for everything it generated, answered or not."""
-    prices = PriceBook(configuration)
-    return NanoUSD(
-        sum(
-            prices.price(Target(provider, request.model)).cost(
-                Usage(request.usage.prompt, request.usage.cached, request.usage.completion, 0, 0)
-            )
-            for request in requests
-            if request.usage is not None
-        )
-    )

@@ -2,32 +2,31 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from rich.text import Text
 
 from headrace_producer import JobHandle, JobRequest
+from headrace_producer.beside import beside
 from headrace_producer.demo import ledger, money
 from headrace_producer.demo.answering import Answering, confirm
 from headrace_producer.demo.answers import show_answers
 from headrace_producer.demo.disturbances import Crash, Outage, cause_outage, kill_a_worker
-from headrace_producer.demo.fleet import ProcessEnded
 from headrace_producer.demo.observer import Observer, Stalled
 from headrace_producer.demo.report import as_json, judgement_of, table_of
 from headrace_producer.demo.screen import Screen
 from headrace_producer.demo.shows import Show, open_show
 from headrace_producer.demo.stage import Stage, open_stage
 from headrace_producer.demo.verdict import Facts, callbacks_of, claims_of
+from headrace_producer.processes import ProcessEnded
 from headrace_shared.budgets import HOLD_LEASE
 from headrace_shared.configuration import parse_toml
 from headrace_shared.money import NanoUSD, format_usd
 from headrace_shared.routes import Target
 from headrace_shared.store.money import BudgetPolicy, WindowKind
-
-T = TypeVar("T")
+from headrace_shared.testing.bill import bill
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +88,13 @@ async def _perform(show: Show, stage: Stage, screen: Screen) -> Facts:
     handles = await _enqueue(show, stage, screen)
     observer = Observer(stage, screen, tuple(Target(show.provider, model) for model in show.models))
     await observer.look()
-    outage, crash = await _beside(observer.run(), _disturb(show, stage, observer, screen))
+    outage, crash = await beside(observer.run(), _disturb(show, stage, observer, screen))
     screen.stop_bar()
     await _until_called_back(stage, len(handles), screen)
     await _until_nothing_is_held(observer, screen)
     await show_answers(zip(show.work[: show.answers_shown], handles, strict=False), screen)
     books = (
-        money.bill(stage.configuration, show.provider, show.simulated.books.requests)
-        if show.simulated
-        else None
+        bill(stage.configuration, show.provider, show.simulated.books.requests) if show.simulated else None
     )
     return Facts(
         enqueued=frozenset(handle.id for handle in handles),
@@ -195,17 +192,3 @@ async def _wait(
             explain()
             explained = True
         await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _beside(service: Coroutine[object, object, None], work: Coroutine[object, object, T]) -> T:
-    """Do work while a service runs; a service that fails ends the work."""
-    serving, working = asyncio.create_task(service), asyncio.create_task(work)
-    try:
-        await asyncio.wait((serving, working), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            serving.result()
-        return await working
-    finally:
-        serving.cancel()
-        working.cancel()
-        await asyncio.gather(serving, working, return_exceptions=True)

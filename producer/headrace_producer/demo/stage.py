@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_producer import Headrace
-from headrace_producer.demo.fleet import Child, workers
+from headrace_producer.demo.fleet import workers
 from headrace_producer.demo.ledger import worker_of
 from headrace_producer.demo.screen import Screen
+from headrace_producer.processes import Child
 from headrace_producer.servers import own_servers
 from headrace_shared import webhooks
 from headrace_shared.budgets import Budgets

@@ -1,0 +1,1 @@
+"""`headrace chaos`: real processes and servers under seeded faults, and the check of what is promised."""
