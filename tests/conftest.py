@@ -2,7 +2,9 @@
 
 `HEADRACE_TEST_POSTGRES_URL` and `HEADRACE_TEST_REDIS_URL` name servers to use instead of
 embedded ones. The Postgres user must be one that may create databases; in Redis, a test
-process empties the database of its own number (`gw3`: 3).
+process empties the database of its own number (`gw3`: 3). `HEADRACE_TEST_POOLER_URL` names a
+PgBouncer in transaction mode before that Postgres, with an entry for any database (`* = host=...`):
+databases are made directly, and everything else goes through it.
 """
 
 import os
@@ -39,6 +41,8 @@ class Servers:
     postgres_url: str
     """Of a database to create others from; no test uses it."""
     redis_url: str
+    pooler_url: str | None
+    """Of a pooler before this Postgres, whatever database it names."""
 
     async def administer(self, sql: str) -> None:
         connection = await connect(self.postgres_url)
@@ -48,21 +52,34 @@ class Servers:
             await connection.close()
 
     def database_url(self, database: str) -> str:
-        return urlunsplit(urlsplit(self.postgres_url)._replace(path=f"/{database}"))
+        return _with_database(self.postgres_url, database)
+
+    def pooled_url(self, database: str) -> str:
+        """The way that clients and workers take: through the pooler, where there is one."""
+        return _with_database(self.pooler_url or self.postgres_url, database)
+
+
+def _with_database(url: str, database: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers() -> AsyncIterator[Servers]:
     postgres_url = os.environ.get("HEADRACE_TEST_POSTGRES_URL")
     redis_url = os.environ.get("HEADRACE_TEST_REDIS_URL")
+    pooler_url = os.environ.get("HEADRACE_TEST_POOLER_URL")
+    if pooler_url and not postgres_url:
+        pytest.fail("HEADRACE_TEST_POOLER_URL is set: name its Postgres in HEADRACE_TEST_POSTGRES_URL")
     if postgres_url and redis_url:
         number = re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or "0"
-        yield Servers(postgres_url, urlunsplit(urlsplit(redis_url)._replace(query=f"db={number}")))
+        yield Servers(
+            postgres_url, urlunsplit(urlsplit(redis_url)._replace(query=f"db={number}")), pooler_url
+        )
         return
     # Not below pytest's own directory, which a second run of the same user closes to the servers' user.
     with tempfile.TemporaryDirectory(prefix="headrace-tests-") as directory:
         async with embedded_servers(Path(directory), durable=False) as started:
-            yield Servers(postgres_url or started.postgres_url, redis_url or started.redis_url)
+            yield Servers(postgres_url or started.postgres_url, redis_url or started.redis_url, pooler_url)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -87,12 +104,26 @@ async def empty_postgres_url(servers: Servers) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def postgres_url(servers: Servers, template: str) -> AsyncIterator[str]:
-    """The URL of a migrated database that nobody else uses."""
+async def database_name(servers: Servers, template: str) -> AsyncIterator[str]:
+    """The name of a migrated database that nobody else uses."""
     name = f"headrace_test_{uuid4().hex}"
     await servers.administer(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield servers.database_url(name)
+    yield name
     await servers.administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgres_url(servers: Servers, database_name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of the test's database, as clients and workers have it."""
+    if servers.pooler_url is not None:
+        monkeypatch.setenv("HEADRACE_POOLER", "true")
+    return servers.pooled_url(database_name)
+
+
+@pytest.fixture
+def direct_url(servers: Servers, database_name: str) -> str:
+    """The URL of the same database past any pooler: to listen, which needs a session."""
+    return servers.database_url(database_name)
 
 
 @pytest.fixture
@@ -105,8 +136,8 @@ async def redis_url(servers: Servers) -> str:
 
 
 @pytest.fixture
-async def pool(postgres_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(postgres_url)
+async def pool(servers: Servers, postgres_url: str) -> AsyncIterator[Pool]:
+    pool = await open_pool(postgres_url, pooler=servers.pooler_url is not None)
     yield pool
     await pool.close()
 
@@ -172,7 +203,7 @@ def no_calls_to_the_outside() -> Iterator[None]:
     """A connection that would leave this machine is an error, except to the servers that were named."""
     named = {
         str(found[4][0])
-        for variable in ("HEADRACE_TEST_POSTGRES_URL", "HEADRACE_TEST_REDIS_URL")
+        for variable in (f"HEADRACE_TEST_{server}_URL" for server in ("POSTGRES", "REDIS", "POOLER"))
         if (host := urlsplit(os.environ.get(variable, "")).hostname)
         for found in socket.getaddrinfo(host, None)
     }

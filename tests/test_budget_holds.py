@@ -9,20 +9,22 @@ import asyncpg
 import pytest
 
 from headrace_shared import budgets as budgets_module
-from headrace_shared.budgets import HOLD_LEASE, Budgets, Held, HoldRequest, Refused, Settlement
+from headrace_shared.budgets import HOLD_LEASE, Budgets, Held, HoldRequest, Settlement
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import HoldId
 from headrace_shared.money import NanoUSD
 from headrace_shared.store import money
-from headrace_shared.store.money import BudgetPolicy, WindowKind
+from headrace_shared.store.money import BudgetPolicy, Refused, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.spending import Call, Spender, counted, flush
 from headrace_workers.breaker import Breakers
 from headrace_workers.configured import Configured
 from headrace_workers.reaper import Reaper
+
+pytestmark = pytest.mark.conformance
 
 DAY = timedelta(days=1)
 GLOBAL, ACME, OTHER = "global", "tenant:acme", "tenant:other"
@@ -44,7 +46,9 @@ async def spender(pool: Pool, clock: Clock) -> Spender:
 @pytest.fixture
 async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
     configured = await Configured.load(pool)
-    return Reaper(pool, dispatch, budgets, Breakers(dispatch, configured), configured)
+    return Reaper(
+        pool, dispatch, budgets, Breakers(dispatch, configured), configured, lease=timedelta(seconds=30)
+    )
 
 
 async def test_a_hold_is_over_all_scopes_or_none(spender: Spender, budgets: Budgets, redis: Redis) -> None:
@@ -338,3 +342,14 @@ async def test_great_amounts_are_counted_to_the_nano(
     await budgets.rebuild()
     assert await counted(redis, GLOBAL) == (most - 4, 3, 0)
     await spender.hold(budgets, 1, GLOBAL)
+
+
+async def test_a_call_that_cannot_cost_anything_is_settled_like_any_other(
+    spender: Spender, budgets: Budgets, redis: Redis
+) -> None:
+    await limit(budgets, GLOBAL, 100)
+    epoch = budgets.epoch
+    free = await spender.open(budgets, 0, GLOBAL)
+    await budgets.settle([await spender.conclude(free, cost=0)])
+    assert await counted(redis, GLOBAL) == (0, 0, 0)
+    assert budgets.epoch == epoch

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from headrace_shared.money import NanoUSD
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.spending import Call, Spender, counted, flush
+
+pytestmark = pytest.mark.conformance
 
 UNIT = 9_007_199_254_740_993 // 1000
 LIMITS = {"global": 900 * UNIT, "tenant:a": 500 * UNIT + 1, "tenant:b": 600 * UNIT - 1}

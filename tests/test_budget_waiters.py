@@ -15,6 +15,8 @@ from headrace_shared.store import jobs, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 
+pytestmark = pytest.mark.conformance
+
 WORKER = WorkerId("test")
 MINUTE = timedelta(minutes=1)
 LANES = {Lane("default"): 1}

@@ -20,7 +20,7 @@ from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_shared.testing.webhook_receiver import WebhookReceiver
 from headrace_workers.testing import running_worker
 
-pytestmark = pytest.mark.usefixtures("environment", "hooks")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment", "hooks")]
 
 MASTER = "whsec-master-of-this-test"
 
@@ -111,8 +111,8 @@ async def test_every_ending_is_one_event(
     (failed,) = await jobs.add(model="nobody-knows-this", webhook=receiver.url)
     (reaped,) = await jobs.add(webhook=receiver.url, push=False)
     await cancel_job(jobs.pool, cancelled)
-    for _ in range(3):
-        await runs.claim_jobs(jobs.pool, [reaped], WorkerId("dead"), timedelta(seconds=30))
+    for _ in range(5):
+        await runs.claim_jobs(jobs.pool, [reaped], WorkerId("dead"), timedelta(seconds=30), alone=True)
         await clock.advance(timedelta(seconds=31))
         await runs.reap(jobs.pool)
     everything = [*succeeded, cancelled, failed, reaped]

@@ -19,7 +19,7 @@ from headrace_shared.testing.jobs import Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
 from headrace_workers.testing import running_worker
 
-pytestmark = pytest.mark.usefixtures("environment")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
 
 HOOK = "https://example.com/hook"
 WORKER = WorkerId("w")

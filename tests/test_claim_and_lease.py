@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -29,7 +29,7 @@ from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.reaper import Reaper
 from headrace_workers.testing import running_worker
 
-pytestmark = pytest.mark.usefixtures("environment")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
 
 LEASE = timedelta(seconds=30)
 DEAD = WorkerId("dead")
@@ -47,7 +47,7 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
 @pytest.fixture
 async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
     configured = await Configured.load(pool)
-    return Reaper(pool, dispatch, budgets, Breakers(dispatch, configured), configured)
+    return Reaper(pool, dispatch, budgets, Breakers(dispatch, configured), configured, lease=LEASE)
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ class Doomed:
     jobs: Jobs
     reaper: Reaper
 
-    async def claim(self, job_id: JobId) -> ClaimedJob:
-        claims = await runs.claim_jobs(self.pool, [job_id], DEAD, LEASE)
+    async def claim(self, job_id: JobId, *, alone: bool = False) -> ClaimedJob:
+        claims = await runs.claim_jobs(self.pool, [job_id], DEAD, LEASE, alone=alone)
         (job,) = claims.jobs
         return job
 
@@ -78,11 +78,11 @@ class Doomed:
         (held,) = await self.budgets.hold([HoldRequest(hold_id(job.id, job.run, FIRST), AMOUNT, scopes)])
         assert isinstance(held, Held)
         intent = Intent(job.id, job.run, FIRST, "openai", MODEL, held.id, AMOUNT, held.at, scopes, "test")
-        assert await runs.open_calls(self.pool, held.epoch, [intent]) == {job.id}
+        assert await runs.open_calls(self.pool, held.epoch, [intent]) == {(job.id, intent.call)}
         return held
 
-    async def crash(self, job_id: JobId) -> ClaimedJob:
-        job = await self.claim(job_id)
+    async def crash(self, job_id: JobId, *, alone: bool = False) -> ClaimedJob:
+        job = await self.claim(job_id, alone=alone)
         await self.open_call(job)
         return job
 
@@ -204,7 +204,7 @@ async def test_the_heartbeat_renews_rows_and_queue(
         )
         assert left is not None
         # What is missing in Redis under a live row is taken again.
-        await redis.evaluate(script("return redis.call('FLUSHALL')"))
+        await redis.evaluate(script("return redis.call('FLUSHDB')"))
         await eventually(lambda: lease_in_redis(redis, job_id), lambda left: left is not None)
         scripted.open.set()
         (ending,) = await jobs.ended([job_id])
@@ -245,8 +245,8 @@ async def test_leases_that_cannot_be_renewed_in_time_are_lost(
         pool,
         dispatch,
         DEAD,
-        lease=timedelta(seconds=1),
-        running={job_id: job},
+        shortest_lease=lambda: timedelta(seconds=1),
+        running={job_id: replace(job, lease=timedelta(seconds=1))},
         interrupt=lambda job_id, reason: lost.put_nowait((job_id, reason)),
         introduce=lambda: ("host", 1, ("default",)),
         follow=(await Configured.load(pool)).follow,
@@ -335,13 +335,29 @@ async def test_a_frozen_worker_that_wakes_up_corrects_the_counters(
     assert await jobs.spend() == await jobs.ledger()
 
 
-async def test_the_third_crash_quarantines_and_calls_back(doomed: Doomed, clock: Clock) -> None:
-    redis, jobs, reaper = doomed.redis, doomed.jobs, doomed.reaper
-    (job_id,) = await jobs.add(webhook="https://example.com/hook")
-    for _ in range(3):
+async def test_after_two_crashes_only_a_process_of_its_own_gets_a_job(doomed: Doomed, clock: Clock) -> None:
+    jobs, reaper = doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add()
+    for _ in range(2):
         await doomed.crash(job_id)
         await clock.advance(LEASE + timedelta(seconds=1))
         await reaper.turn()
+    assert (await runs.claim_jobs(doomed.pool, [job_id], DEAD, LEASE)).jobs == []
+    (found,) = await runs.look_up(doomed.pool, [job_id])
+    assert found.standing is runs.Standing.SUSPECT
+    job = await doomed.claim(job_id, alone=True)
+    assert await finish(doomed.pool, job)
+
+
+async def test_a_crash_alone_that_was_seen_quarantines_and_calls_back(doomed: Doomed, clock: Clock) -> None:
+    redis, jobs, reaper = doomed.redis, doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add(webhook="https://example.com/hook")
+    for _ in range(2):
+        await doomed.crash(job_id)
+        await clock.advance(LEASE + timedelta(seconds=1))
+        await reaper.turn()
+    await doomed.crash(job_id, alone=True)
+    assert await reaper.condemn(job_id, DEAD, "signal 9")
     row = await jobs.row(job_id)
     assert (row["state"], row["error_class"], row["crashes"]) == ("failed", "quarantined", 3)
     assert [call["state"] for call in await jobs.calls(job_id)] == ["suspense"] * 3
@@ -349,6 +365,30 @@ async def test_the_third_crash_quarantines_and_calls_back(doomed: Doomed, clock:
     assert delivery["event_type"] == "job.failed"
     assert await lease_in_redis(redis, job_id) is None
     assert (await doomed.budgets.view())[0].held == 0
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_a_death_that_nobody_saw_condemns_only_after_the_third_time_alone(
+    doomed: Doomed, clock: Clock
+) -> None:
+    jobs, reaper = doomed.jobs, doomed.reaper
+    (job_id,) = await jobs.add()
+    states: list[str] = []
+    for crash in range(5):
+        await doomed.crash(job_id, alone=crash >= 2)
+        await clock.advance(LEASE + timedelta(seconds=1))
+        await reaper.turn()
+        states.append((await jobs.row(job_id))["state"])
+    assert states == ["queued", "queued", "queued", "queued", "failed"]
+
+
+async def test_leases_are_spared_right_after_the_start_of_the_store(doomed: Doomed, pool: Pool) -> None:
+    (job_id,) = await doomed.jobs.add()
+    await doomed.crash(job_id)
+    await pool.execute("UPDATE headrace.jobs SET lease_until = headrace.now() - interval '1 second'")
+    assert await runs.reap(pool, spare=timedelta(days=365)) == []
+    (reaped,) = await runs.reap(pool)
+    assert (reaped.id, reaped.state) == (job_id, "queued")
 
 
 async def test_an_intent_that_arrives_after_its_run_is_not_held_for_ever(

@@ -14,6 +14,8 @@ from headrace_shared.ids import JobId, Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import Queue
 from headrace_shared.testing.clock import Clock, script
 
+pytestmark = pytest.mark.conformance
+
 SOME_UUID = UUID("0190b1f2-7d2a-7c3e-9f10-3b5a6c7d8e9f")
 LANES = {Lane("interactive"): 8, Lane("default"): 4, Lane("batch"): 1}
 LEASE = timedelta(seconds=30)
@@ -70,7 +72,7 @@ async def test_a_renewed_lease_holds_on_and_a_missing_one_is_taken_again(
     claimed = (await claim(dispatch, 5)).entries
     await redis.remove(keys.QUEUE + keys.queue_name(queue()), str(claimed[0].id).encode())
     await clock.advance(LEASE - timedelta(seconds=1))
-    await dispatch.renew(claimed, LEASE)
+    await dispatch.renew([(entry, LEASE) for entry in claimed])
     await clock.advance(timedelta(seconds=2))
     assert (await claim(dispatch, 5)).entries == []
     await clock.advance(LEASE)
@@ -146,6 +148,7 @@ async def test_a_pushed_id_that_is_there_keeps_its_time_unless_told_otherwise(di
 
 async def test_a_window_takes_no_more_than_it_holds_and_calls_the_feeder_at_half(redis: Redis) -> None:
     dispatch = Dispatch(redis, window=20)
+    await dispatch.begin_afresh()
     await push(dispatch, entries(queue(), 30))
     await push(dispatch, entries(queue("shallow"), 19))
     assert await dispatch.due([queue("shallow")]) == [19]

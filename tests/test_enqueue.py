@@ -16,6 +16,8 @@ from headrace_shared.store import configurations
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
 
+pytestmark = pytest.mark.conformance
+
 CHAT = "/v1/chat/completions"
 LANES = {Lane("interactive"): 1, Lane("default"): 1, Lane("batch"): 1}
 MINUTE = timedelta(minutes=1)

@@ -270,6 +270,7 @@ def claimed() -> ClaimedJob:
         max_attempts=6,
         created_at=datetime.fromtimestamp(0, UTC),
         waited=timedelta(0),
+        lease=timedelta(seconds=30),
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch
-from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
+from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId, new_job_id
 from headrace_shared.job import JobState, Queue
 from headrace_shared.store import feed
 from headrace_shared.store.pool import Pool
@@ -19,11 +19,12 @@ from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
 from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_shared.testing.spending import flush
 from headrace_workers.feeder import Feeder
 from headrace_workers.leadership import Leadership
 from headrace_workers.testing import running_worker
 
-pytestmark = pytest.mark.usefixtures("environment")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
 
 QUEUE = Queue(LANE, RouteName(MODEL), TENANT)
 MINUTE = timedelta(minutes=1)
@@ -61,11 +62,11 @@ async def feeding(feeder: Feeder, pool: Pool) -> AsyncGenerator[None]:
 
 
 async def test_a_commit_of_the_callers_own_is_heard(
-    redis: Redis, jobs: Jobs, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, jobs: Jobs, direct_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, dispatch = jobs.pool, jobs.dispatch
     monkeypatch.setattr("headrace_workers.feeder.INTERVAL", timedelta(seconds=5))
-    async with feeding(Feeder(pool, dispatch, listen_url=postgres_url), pool):
+    async with feeding(Feeder(pool, dispatch, listen_url=direct_url), pool):
         await eventually(lambda: listeners(pool), lambda found: found == 1)
         async with pool.acquire() as connection, connection.transaction():
             ids = await jobs.add(3, push=False, database=connection, notify=True)
@@ -240,3 +241,110 @@ async def test_a_turn_that_breaks_is_not_the_last(pool: Pool, monkeypatch: pytes
         await done.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_wiped_server_rings_at_the_first_claim_and_once(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs
+) -> None:
+    feeder = Feeder(pool, dispatch, listen_url=None)
+    await feeder.turn()
+    assert (await dispatch.claim(1, {LANE: 1}, LEASE, LEASE)).entries == []
+    assert await bell(redis) == 0
+    ids = await jobs.add(3)
+    await flush(redis)
+    for _ in range(3):
+        assert (await dispatch.claim(1, {LANE: 1}, LEASE, LEASE)).entries == []
+    assert await bell(redis) == 1
+    await feeder.turn()
+    assert await window(redis) == texts(ids)
+    await redis.wait_for([keys.FEEDER_BELL], 1)
+    await dispatch.claim(1, {LANE: 1}, LEASE, LEASE)
+    assert await bell(redis) == 0
+
+
+async def test_another_server_behind_the_same_address_is_rung_for(
+    redis: Redis, redis_url: str, dispatch: Dispatch
+) -> None:
+    await dispatch.begin_afresh()
+    redis.run_id = "that of the server before"
+    operator = Redis(redis_url)
+    await operator.administer("CLIENT", "KILL", "TYPE", "normal")
+    await operator.close()
+    await redis.check()
+    assert redis.run_id != "that of the server before"
+    assert await bell(redis) == 1
+    await redis.wait_for([keys.FEEDER_BELL], 1)
+    await redis.evaluate(script("return redis.call('SET', KEYS[1], 'another')"), [keys.FED])
+    await dispatch.claim(1, {LANE: 1}, LEASE, LEASE)
+    assert await bell(redis) == 1
+
+
+async def bell(redis: Redis) -> object:
+    return await redis.evaluate(script("return redis.call('LLEN', ARGV[1])"), (), [keys.FEEDER_BELL])
+
+
+async def test_an_old_snapshot_leaves_no_window_full_of_ended_jobs(
+    pool: Pool, redis: Redis, jobs: Jobs
+) -> None:
+    dispatch = Dispatch(redis, window=10)
+    others = Queue(LANE, RouteName(MODEL), Tenant("gone"))
+    old = [(Entry(queue, new_job_id()), timedelta(0)) for queue in (QUEUE, others) for _ in range(10)]
+    await dispatch.push(old)
+    await redis.evaluate(script("return redis.call('SET', KEYS[1], 'of the snapshot')"), [keys.FED])
+    ids = await jobs.add(3, push=False)
+    await Feeder(pool, dispatch, listen_url=None, window=10).turn()
+    assert await window(redis) == texts(ids)
+    claim = await dispatch.claim(50, {LANE: 1}, LEASE, LEASE)
+    assert [entry.id for entry in claim.entries] == sorted(ids)
+
+
+async def test_one_turn_fills_long_and_short_queues_alike(pool: Pool, redis: Redis, jobs: Jobs) -> None:
+    queues = {
+        Queue(LANE, RouteName(MODEL), Tenant(f"t{number}")): count
+        for number, count in enumerate([*range(1, 23), 600, 499, 500, 501])
+    }
+    for queue, count in queues.items():
+        await jobs.add(count, tenant=queue.tenant, push=False)
+    dispatch = Dispatch(redis)
+    rest = await Feeder(pool, dispatch, listen_url=None).turn()
+    assert await dispatch.due(list(queues)) == list(queues.values())
+    assert rest <= timedelta(seconds=5)
+
+
+async def test_the_feeder_does_not_rest_long_while_a_queue_has_more(
+    pool: Pool, dispatch: Dispatch, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace_workers.feeder._DUTY", 10**6)
+    feeder = Feeder(pool, Dispatch(dispatch.redis, window=10), listen_url=None, window=10)
+    await jobs.add(1, push=False)
+    await jobs.add(1, tenant=Tenant("other"), push=False)
+    assert await feeder.turn() == timedelta(seconds=5)
+    await jobs.add(20, push=False)
+    assert await feeder.turn() == timedelta(seconds=1)
+
+
+async def test_an_id_later_than_any_lease_is_pulled_to_its_rows_time_and_a_lease_is_not(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs
+) -> None:
+    leased, late = sorted(await jobs.add(2, push=False))
+    await dispatch.push([(Entry(QUEUE, leased), LEASE), (Entry(QUEUE, late), LEASE + MINUTE)])
+    feeder = Feeder(pool, dispatch, listen_url=None, longest_lease=lambda: LEASE)
+    await dispatch.redis.evaluate(
+        script("return redis.call('SET', KEYS[1], ARGV[1])"), [keys.FED], [redis.run_id]
+    )
+    await feeder.turn()
+    claim = await dispatch.claim(5, {LANE: 1}, LEASE, LEASE)
+    assert [entry.id for entry in claim.entries] == [late]
+
+
+async def test_a_wiped_dispatch_is_filled_without_waiting_for_the_feeders_own_look(
+    pool: Pool, redis: Redis, jobs: Jobs, provider: SimulatedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace_workers.feeder.INTERVAL", timedelta(minutes=10))
+    async with running_worker():
+        await jobs.ended(await jobs.add(1))
+        ids = await jobs.add(40, delay=MINUTE, push=False)
+        await flush(redis)
+        await pool.execute("UPDATE headrace.jobs SET run_at = headrace.now() WHERE state = 'queued'")
+        await jobs.ended(ids)
+    assert provider.books.total.requests == 41

@@ -13,6 +13,8 @@ from headrace_shared.money import NanoUSD
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.testing.clock import Clock, script
 
+pytestmark = pytest.mark.conformance
+
 LANES = {Lane("interactive"): 8, Lane("default"): 4, Lane("batch"): 1}
 LEASE = timedelta(minutes=10)
 PROBE = timedelta(seconds=20)

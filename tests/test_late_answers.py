@@ -19,7 +19,7 @@ from headrace_shared.testing.scripted_provider import Scripted, ScriptedProvider
 from headrace_shared.usage import Usage
 from headrace_workers.testing import running_worker
 
-pytestmark = pytest.mark.usefixtures("environment")
+pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
 
 LEASE = timedelta(seconds=10)
 WORKER = WorkerId("frozen")
@@ -42,7 +42,7 @@ async def open_call(pool: Pool, budgets: Budgets, job: ClaimedJob, number: int =
     [held] = await budgets.hold([HoldRequest(hold_id(job.id, job.run, call), AMOUNT, scopes)])
     assert isinstance(held, Held)
     intent = Intent(job.id, job.run, call, "openai", MODEL, held.id, AMOUNT, held.at, scopes, "test")
-    return job.id in await runs.open_calls(pool, held.epoch, [intent])
+    return (job.id, call) in await runs.open_calls(pool, held.epoch, [intent])
 
 
 async def conclude(pool: Pool, job: ClaimedJob, state: str) -> runs.Finished:

@@ -14,6 +14,8 @@ from headrace_shared.outcome import ErrorClass, Failed, Failure
 from headrace_shared.store import runs
 from headrace_shared.store.pool import Pool
 
+pytestmark = pytest.mark.conformance
+
 CHAT = "/v1/chat/completions"
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
 MINUTE = timedelta(minutes=1)
@@ -77,9 +79,7 @@ async def test_a_running_job_is_asked_to_stop(headrace: Headrace, pool: Pool) ->
     (job,) = (await runs.claim_jobs(pool, [handle.id], WORKER, MINUTE)).jobs
     assert await headrace.cancel(str(handle.id))
     assert (await handle.get()).state is JobState.RUNNING
-    assert await runs.heartbeat(pool, [(job.id, job.run)], MINUTE) == [
-        runs.Kept(job.id, cancel_requested=True)
-    ]
+    assert await runs.heartbeat(pool, [job]) == [runs.Kept(job.id, cancel_requested=True)]
 
 
 async def test_there_is_nothing_to_cancel_or_get_of_no_job(headrace: Headrace) -> None:

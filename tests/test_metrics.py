@@ -33,6 +33,7 @@ def claimed(waited: timedelta = timedelta(0)) -> ClaimedJob:
         max_attempts=6,
         created_at=datetime.now(UTC),
         waited=waited,
+        lease=timedelta(seconds=30),
     )
 
 

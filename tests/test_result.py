@@ -23,6 +23,8 @@ from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
 from headrace_shared.usage import Usage
 
+pytestmark = pytest.mark.conformance
+
 CHAT = "/v1/chat/completions"
 BODY: Mapping[str, object] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
 ANSWER = b'{ "id": "chatcmpl-1", "choices": [{"message": {"content": "caf\xc3\xa9"}}] }'

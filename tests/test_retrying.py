@@ -32,6 +32,7 @@ RETRYABLE = {
     ErrorClass.BUDGET_EXHAUSTED: False,
     ErrorClass.UNKNOWN_PRICE: False,
     ErrorClass.NO_ROUTE: False,
+    ErrorClass.HANDLER: True,
     ErrorClass.QUARANTINED: False,
     ErrorClass.EXPIRED: False,
 }

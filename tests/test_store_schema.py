@@ -20,6 +20,8 @@ from headrace_shared.store.pool import Connection, Pool, connect
 from headrace_shared.store.sql import Statements
 from headrace_shared.testing.clock import Clock
 
+pytestmark = pytest.mark.conformance
+
 LATEST = migrate.migrations()[-1].version
 WEEK = timedelta(days=7)
 RANDOM = re.compile("restrict|pg_attver")

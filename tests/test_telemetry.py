@@ -58,6 +58,7 @@ def claimed(traceparent: str | None, *, attempts: int = 0, waited: timedelta = t
         max_attempts=6,
         created_at=datetime.now(UTC),
         waited=waited,
+        lease=timedelta(seconds=30),
         traceparent=traceparent,
     )
 

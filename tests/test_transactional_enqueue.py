@@ -15,15 +15,17 @@ from headrace_shared.store import configurations
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
 
+pytestmark = pytest.mark.conformance
+
 CHAT = "/v1/chat/completions"
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
 
 
 async def test_a_commit_saves_it_and_wakes_the_feeder(
-    headrace: Headrace, pool: Pool, redis: Redis, postgres_url: str
+    headrace: Headrace, pool: Pool, redis: Redis, direct_url: str
 ) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
-    listener = await asyncpg.connect(postgres_url)
+    listener = await asyncpg.connect(direct_url)
 
     def hear(*_: object) -> None:
         heard.put_nowait("bell")

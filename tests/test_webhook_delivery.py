@@ -2,25 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from headrace_shared import webhooks
-from headrace_shared.embedded import embedded_servers
 from headrace_shared.ids import DeliveryId, Tenant, uuid7
 from headrace_shared.policy import WebhookPolicy
 from headrace_shared.secrets import SecretReference
-from headrace_shared.store import deliveries, migrate
-from headrace_shared.store.pool import Connection, Pool, open_pool
+from headrace_shared.store import deliveries
+from headrace_shared.store.pool import Connection, Pool
 from headrace_shared.testing.webhook_receiver import WebhookReceiver
 from headrace_workers.webhooks.deliverer import MAX_RETRY_AFTER, Deliverer, conclude
 from headrace_workers.webhooks.sender import Failed, Sender
+
+pytestmark = pytest.mark.conformance
 
 MASTERS = (b"master key", b"former master key")
 TENANT = Tenant("acme")
@@ -29,25 +29,9 @@ SOON = timedelta(0)
 BODY = '{"type": "job.succeeded", "data": {"name": "Zoë"}}'
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    async with embedded_servers(tmp_path_factory.mktemp("servers"), durable=False) as servers:
-        yield servers.postgres_url
-
-
 @pytest.fixture
-async def database(server: str) -> AsyncIterator[Pool]:
-    connection = await asyncpg.connect(server)
-    await connection.execute("DROP SCHEMA IF EXISTS headrace CASCADE")
-    await migrate.migrate(connection)
-    await connection.execute(
-        "CREATE INDEX IF NOT EXISTS deliveries_receiver"
-        " ON headrace.deliveries (split_part(url, '/', 3), next_attempt_at) WHERE state = 'pending'"
-    )
-    await connection.close()
-    pool = await open_pool(server)
-    yield pool
-    await pool.close()
+def database(pool: Pool) -> Pool:
+    return pool
 
 
 async def enqueue(database: Pool | Connection, *urls: str) -> list[DeliveryId]:
@@ -244,10 +228,10 @@ async def test_a_deliverer_that_died_leaves_its_deliveries_to_another(database: 
 
 
 async def test_an_outage_of_the_store_is_waited_out(
-    database: Pool, server: str, caplog: pytest.LogCaptureFixture
+    database: Pool, direct_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "headrace_workers.webhooks")
-    operator = await asyncpg.connect(server)
+    operator = await asyncpg.connect(direct_url)
     async with WebhookReceiver() as receiver, delivering(database, policy()) as doorbell:
         await operator.execute("ALTER SCHEMA headrace RENAME TO away")
         await operator.execute(

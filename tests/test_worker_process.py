@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from worker_processes import ARQ, HEADRACE, gone, worker
 
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
@@ -25,37 +25,12 @@ from headrace_shared.testing.jobs import Jobs, eventually
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_workers.testing import running_worker
 
-RUNNER = (
-    "from headrace_shared import logs; logs.configure()\n"
-    "from headrace_shared.settings import load_settings\n"
-    "from headrace_workers.command import run\n"
-    "run(load_settings())"
-)
-HEADRACE = (sys.executable, "-c", RUNNER)
-ARQ = (str(Path(sys.executable).with_name("arq")), "headrace_workers.WorkerSettings")
 SLOW = Behaviour(latency=timedelta(milliseconds=300), jitter=0.5)
-LEASE = timedelta(seconds=2)
 
 
 @pytest.fixture
 def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
-
-
-@asynccontextmanager
-async def worker(
-    command: Sequence[str] = HEADRACE, **settings: object
-) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """A worker in a process of its own, in the environment of the test; killed at the end."""
-    given = {"concurrency": 8, "lease_seconds": LEASE.total_seconds(), **settings}
-    environment = {**os.environ, **{f"HEADRACE_{name.upper()}": str(value) for name, value in given.items()}}
-    process = await asyncio.create_subprocess_exec(*command, env=environment, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def running(jobs: Jobs, at_least: int) -> int:
@@ -159,7 +134,7 @@ async def test_everything_in_redis_is_lost(jobs: Jobs, provider: SimulatedProvid
     ids = await jobs.add(60)
     async with worker() as process:
         await running(jobs, 8)
-        await redis.evaluate(script("return redis.call('FLUSHALL')"))
+        await redis.evaluate(script("return redis.call('FLUSHDB')"))
         endings = await each_once(jobs, provider, ids)
         assert process.returncode is None
     assert {(ending.job.attempts, ending.job.crashes) for ending in endings} == {(0, 0)}
@@ -193,13 +168,6 @@ async def own_jobs(servers: EmbeddedServers) -> AsyncGenerator[Jobs]:
 
 def process_of(pid_file: Path) -> int:
     return int(pid_file.read_text().splitlines()[0])
-
-
-async def gone(pid: int) -> None:
-    async def alive() -> bool:
-        return await asyncio.to_thread(Path(f"/proc/{pid}").exists)
-
-    await eventually(alive, lambda found: not found)
 
 
 async def test_redis_is_killed_and_comes_back_empty(
