@@ -2,10 +2,10 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench pins local
+.PHONY: help install demo up test conformance check chaos-smoke bench recovery pins local
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 install: .venv/.installed ## .venv with everything, .venv/bin/headrace
 
@@ -28,6 +28,9 @@ up: .venv/.installed ## servers and workers in this terminal
 test: .venv/.installed ## the whole test suite
 	$(BIN)/pytest -n 2 $(ARGS)
 
+conformance: .venv/.installed ## store and dispatch, on the servers that HEADRACE_TEST_*_URL name
+	$(BIN)/pytest -n 2 -m conformance $(ARGS)
+
 check: .venv/.installed ## formatting, types, layers, pins, deployment files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -38,8 +41,14 @@ check: .venv/.installed ## formatting, types, layers, pins, deployment files
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint deploy/Dockerfile
 
+chaos-smoke: .venv/.installed ## seeded faults on real processes and servers, and the check of what is promised
+	$(BIN)/headrace chaos --seed 1315 --minutes 1.5 --rate 20 $(ARGS)
+
 bench: .venv/.installed ## what a job costs, beside the bare provider call
 	$(BIN)/python benchmarks $(ARGS)
+
+recovery: .venv/.installed ## how long it takes, and what it costs, to recover from crashes
+	$(BIN)/python benchmarks --only recovery $(ARGS)
 
 pins: ## requirements/*.txt from pyproject.toml; ARGS=--upgrade renews every version
 	requirements/compile.sh $(ARGS)

@@ -17,6 +17,7 @@ import many_workers
 import memory
 import one_worker
 import pickup
+import recovery
 import typer
 from figures import Figure, progress, table
 from rich.console import Console
@@ -28,7 +29,10 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "enqueue": enqueueing.measure,
     "pickup": pickup.measure,
     "memory": memory.measure,
+    "recovery": recovery.measure,
 }
+_ON_REQUEST = ("recovery",)
+"""Measured only when named: they last minutes."""
 
 
 def main(
@@ -38,7 +42,8 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as a line of JSON.")] = False,
 ) -> None:
     """Measure what a job costs, beside the bare provider call."""
-    names = [name.strip() for name in only.split(",")] if only else list(_MEASUREMENTS)
+    every = [name for name in _MEASUREMENTS if name not in _ON_REQUEST]
+    names = [name.strip() for name in only.split(",")] if only else every
     for name in names:
         if name not in _MEASUREMENTS:
             raise typer.BadParameter(

@@ -15,7 +15,9 @@ async def main() -> None:
     async with SimulatedProvider(Behaviour(latency=timedelta(seconds=float(sys.argv[1])))) as provider:
         print(json.dumps({"url": provider.url}), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
-            print(json.dumps({"in_flight": provider.books.in_flight}), flush=True)
+            books = provider.books
+            said = {"in_flight": books.in_flight, "answered": books.total.answered}
+            print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ class Stage:
     provider: Child
     headrace: Headrace
     connection: Connection
+    directory: Path
+    """Where the embedded servers live."""
+    lease_seconds: float | None = None
 
     def environment(self, *, slots: int = 1, provider_url: str | None = None) -> dict[str, str]:
         """Return what a child process is told; nothing of Headrace's own environment reaches it."""
@@ -55,6 +58,7 @@ class Stage:
             "HEADRACE_POSTGRES_URL": self.postgres_url,
             "HEADRACE_REDIS_URL": self.redis_url,
             "HEADRACE_CONCURRENCY": str(slots),
+            **({"HEADRACE_LEASE_SECONDS": str(self.lease_seconds)} if self.lease_seconds else {}),
             "OPENAI_API_KEY": "sk-simulated",
             "OPENAI_BASE_URL": provider_url or self.provider_url,
         }
@@ -110,7 +114,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(*, latency: float = 0) -> AsyncGenerator[Stage]:
+async def open_stage(*, latency: float = 0, lease_seconds: float | None = None) -> AsyncGenerator[Stage]:
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(TemporaryDirectory(prefix="headrace-bench-"))
         servers = await stack.enter_async_context(embedded_servers(Path(directory), durable=True))
@@ -122,4 +126,13 @@ async def open_stage(*, latency: float = 0) -> AsyncGenerator[Stage]:
         )
         provider_url = str((await provider.hear())["url"])
         headrace = await stack.enter_async_context(Headrace(servers.postgres_url, servers.redis_url))
-        yield Stage(servers.postgres_url, servers.redis_url, provider_url, provider, headrace, connection)
+        yield Stage(
+            servers.postgres_url,
+            servers.redis_url,
+            provider_url,
+            provider,
+            headrace,
+            connection,
+            Path(directory),
+            lease_seconds,
+        )
