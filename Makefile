@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke bench recovery pins local
+.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -43,6 +43,9 @@ check: .venv/.installed ## formatting, types, layers, pins, deployment files
 
 chaos-smoke: .venv/.installed ## seeded faults on real processes and servers, and the check of what is promised
 	$(BIN)/headrace chaos --seed 1315 --minutes 1.5 --rate 20 $(ARGS)
+
+chaos-long: .venv/.installed ## the same for half an hour, over a fixed list of seeds
+	$(BIN)/python benchmarks/long_chaos.py $(ARGS)
 
 bench: .venv/.installed ## what a job costs, beside the bare provider call
 	$(BIN)/python benchmarks $(ARGS)

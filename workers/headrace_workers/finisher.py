@@ -147,14 +147,22 @@ class Finisher:
         entries = [(one.finish.entry, one.delay) for one in batch if one.state]
         try:
             await asyncio.gather(self._budgets.settle(settlements), self._dispatch.finish(entries))
-            if any(one.corrects_suspense for one in batch):
-                await self._budgets.rebuild()
+            late = [one.finish.entry.id for one in batch if one.corrects_suspense]
+            if late:
+                await self._correct(late)
         except (DispatchUnavailable, *UNREACHABLE) as error:
             # The ledger has it all. Holds that stay behind here are found by their age, and
             # a Redis that comes back as another one is rebuilt; waiters look for themselves.
             _occasionally.warning("could not release in the dispatch: %s", error)
             self._budgets.distrust()
         return [None] * len(batch)
+
+    async def _correct(self, late: Sequence[JobId]) -> None:
+        """Count anew after bills that came late, and let the jobs that they answer end."""
+        await self._budgets.rebuild()
+        answered = await runs.hasten(self._pool, late)
+        entries = [(Entry(queue, job_id), timedelta(0)) for job_id, queue in answered]
+        await self._dispatch.push(entries, overwrite=True)
 
 
 def _weigh(finish: Finish) -> int:

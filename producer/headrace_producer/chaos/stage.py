@@ -36,7 +36,7 @@ SLOTS = 24
 PRODUCERS = 2
 PROVIDER = "openai"
 
-CALM = Behaviour(latency=timedelta(milliseconds=120), jitter=0.6, output_tokens=30)
+CALM = Behaviour(latency=timedelta(milliseconds=600), jitter=0.6, output_tokens=30)
 """How the provider behaves when nothing is wrong with it."""
 
 _TOML = """

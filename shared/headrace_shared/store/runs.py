@@ -415,6 +415,11 @@ def _row_state(outcome: Outcome) -> _RowState:
             return _RowState(JobState.EXPIRED, ErrorClass.EXPIRED, message)
 
 
+async def hasten(database: Database, ids: Sequence[JobId]) -> list[tuple[JobId, Queue]]:
+    """Make those of the jobs due at once that wait although they were answered; return them."""
+    return [(JobId(row["id"]), queue_of(row)) for row in await database.fetch(_SQL["hasten"], ids)]
+
+
 async def reap(database: Database, *, spare: timedelta = timedelta(0), limit: int = 500) -> list[Reaped]:
     """Take back jobs whose lease ended; their open calls stand in suspense from now on.
 

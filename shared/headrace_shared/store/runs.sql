@@ -172,7 +172,6 @@ WITH moment AS MATERIALIZED (
     FROM moment, conclusion x JOIN before b ON b.job_id = x.job_id AND b.run = x.run AND b.call = x.call
     WHERE c.job_id = x.job_id AND c.run = x.run AND c.call = x.call
     RETURNING c.job_id, c.run, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on,
-              c.state = 'answered' AND c.error_class IS NULL AND c.step IS NULL AS is_result,
               c.cost_nano - b.cost_nano AS cost_delta, c.suspense_nano - b.suspense_nano AS suspense_delta,
               b.decided
 ), daily AS (
@@ -193,11 +192,6 @@ WITH moment AS MATERIALIZED (
     FROM moment, unnest($18::uuid[], $19::int[], $20::int[], $21::int[], $22::text[], $23::text[], $24::text[])
         AS a(job_id, run, number, call, outcome, error_class, error)
     ON CONFLICT DO NOTHING
-), late AS (
-    -- An answer that came after its run had lost the row, which waits again: it is due at once.
-    UPDATE headrace.jobs AS j SET run_at = moment.now, waiting_for = 'lost_lease'
-    FROM moment, concluded c
-    WHERE c.is_result AND j.id = c.job_id AND j.state = 'queued' AND j.run >= c.run AND j.run_at > moment.now
 ), ended AS (
 UPDATE headrace.jobs AS j SET
     -- What would be put back and is to be cancelled ends here: nobody would tell its next run.
@@ -223,6 +217,17 @@ SELECT id, run, state FROM ended
 UNION ALL
 -- No state: a call whose suspense, or settlement, has just been corrected, whoever owns its job.
 SELECT job_id, run, NULL FROM concluded WHERE suspense_delta < 0 OR decided;
+
+-- name: hasten
+-- Jobs that wait although an answer for them came after their run had lost the row: due at once.
+UPDATE headrace.jobs AS j SET run_at = headrace.now(), waiting_for = 'lost_lease'
+FROM (SELECT id FROM headrace.jobs q
+      WHERE id = ANY($1::uuid[]) AND state = 'queued' AND run_at > headrace.now() AND EXISTS (
+          SELECT FROM headrace.calls c WHERE c.job_id = q.id AND c.state = 'answered'
+            AND c.error_class IS NULL AND c.step IS NULL)
+      ORDER BY id FOR UPDATE SKIP LOCKED) AS waiting
+WHERE j.id = waiting.id
+RETURNING j.id, j.lane, j.route, j.tenant;
 
 -- name: reap
 -- Rows whose lease ended go back at once. Two crashes make a job suspect, and it runs alone from
