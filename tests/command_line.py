@@ -47,13 +47,18 @@ class Command:
 
     async def submit(self, count: int, *options: object) -> Done:
         """Submit so many requests as a batch; the same number is the same content."""
-        path = self.folder / f"requests-{count}.jsonl"
-        path.write_text("".join(_lines(count)))
+        path = write_requests(self.folder / f"requests-{count}.jsonl", count)
         return await self("submit", path, *options)
 
     def read(self, name: str) -> Sequence[dict[str, object]]:
         """Read the lines of a JSONL file."""
         return [json.loads(line) for line in (self.folder / name).read_bytes().splitlines()]
+
+
+def write_requests(path: Path, count: int) -> Path:
+    """Write the lines of a batch; return where they are."""
+    path.write_text("".join(_lines(count)))
+    return path
 
 
 def _lines(count: int) -> Iterator[str]:

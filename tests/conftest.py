@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -20,6 +21,7 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from command_line import Command, write_requests
 
 from headrace_producer import Headrace
 from headrace_shared import ids
@@ -31,7 +33,11 @@ from headrace_shared.networks import parse_address
 from headrace_shared.store import migrate
 from headrace_shared.store.pool import Pool, connect, open_pool
 from headrace_shared.testing.clock import Clock, script
+from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
 from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_workers.breaker import Breakers
+from headrace_workers.configured import Configured
+from headrace_workers.reaper import Reaper
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 
@@ -177,6 +183,31 @@ async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SimulatedPr
 
 
 @pytest.fixture
+async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
+    """A provider of scripted answers that the default one stands for; without a script it says Hello."""
+    async with ScriptedProvider([completion()]) as scripted:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
+        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
+        yield scripted
+
+
+@pytest.fixture
+def silent(scripted: ScriptedProvider) -> ScriptedProvider:
+    """The same, but it does not answer before it is told."""
+    scripted.open.clear()
+    return scripted
+
+
+@pytest.fixture
+async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
+    """One under the configuration of the beginning, for leases of half a minute."""
+    configured = await Configured.load(pool)
+    return Reaper(
+        pool, dispatch, budgets, Breakers(dispatch, configured), configured, lease=timedelta(seconds=30)
+    )
+
+
+@pytest.fixture
 def environment(postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers, as a process finds them."""
     monkeypatch.setenv("HEADRACE_POSTGRES_URL", postgres_url)
@@ -188,6 +219,19 @@ async def headrace(environment: None) -> AsyncIterator[Headrace]:
     """An open client of these servers, whose tenant is `default`."""
     async with Headrace() as headrace:
         yield headrace
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """`headrace`, in a folder of the test's own; it finds servers only with `environment`."""
+    monkeypatch.chdir(tmp_path)
+    return Command(capsys, tmp_path)
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    """A file of four requests."""
+    return write_requests(tmp_path / "requests.jsonl", 4)
 
 
 @pytest.fixture(autouse=True)

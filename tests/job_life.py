@@ -22,8 +22,8 @@ from headrace_shared.ids import Run as RunNumber
 from headrace_shared.job import ClaimedJob, JobState
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import Cancelled, ErrorClass, Failed, Failure, Outcome, Snoozed, WaitReason
+from headrace_shared.store import claims
 from headrace_shared.store import jobs as stored_jobs
-from headrace_shared.store import runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
@@ -36,6 +36,7 @@ from headrace_workers.execution import Again, Run
 from headrace_workers.feeder import Feeder
 from headrace_workers.finisher import Finisher
 from headrace_workers.heartbeat import Heartbeat
+from headrace_workers.leases import Leases
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.steps.guard import Guard
@@ -164,6 +165,7 @@ class Worker:
             interrupt=self.interrupt,
             introduce=lambda: ("host", 8, ("default",)),
             follow=world.configured.follow,
+            leases=Leases(),
         )
 
     async def claim(self, slots: int, *, dies: bool) -> None:
@@ -174,15 +176,15 @@ class Worker:
             self.start()
             return
         queues = {entry.id: entry.queue for entry in claim.entries}
-        claimed = (await runs.claim_jobs(self._world.pool, list(queues), self.worker_id, LEASE)).jobs
-        others = await runs.look_up(self._world.pool, list(queues.keys() - {job.id for job in claimed}))
+        claimed = (await claims.claim_jobs(self._world.pool, list(queues), self.worker_id, LEASE)).jobs
+        others = await claims.look_up(self._world.pool, list(queues.keys() - {job.id for job in claimed}))
         # A suspect gets a process of its own, which is a part of this worker here.
-        suspects = [one.id for one in others if one.standing is runs.Standing.SUSPECT]
-        alone = await runs.claim_jobs(self._world.pool, suspects, self.worker_id, LEASE, alone=True)
+        suspects = [one.id for one in others if one.standing is claims.Standing.SUSPECT]
+        alone = await claims.claim_jobs(self._world.pool, suspects, self.worker_id, LEASE, alone=True)
         for job in [*claimed, *alone.jobs]:
             self.running[job.id] = job
             self.moving.append(Moving(Run.of(job)))
-        ended = [one.id for one in others if one.standing is runs.Standing.ENDED]
+        ended = [one.id for one in others if one.standing is claims.Standing.ENDED]
         await self._world.dispatch.finish([(Entry(queues[job_id], job_id), None) for job_id in ended])
 
     def interrupt(self, job_id: JobId, reason: WaitReason | ErrorClass) -> None:

@@ -12,7 +12,6 @@ from headrace_shared import budgets as budgets_module
 from headrace_shared.budgets import HOLD_LEASE, Budgets, Held, HoldRequest, Settlement
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import HoldId
 from headrace_shared.money import NanoUSD
 from headrace_shared.store import money
@@ -20,8 +19,6 @@ from headrace_shared.store.money import BudgetPolicy, Refused, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.spending import Call, Spender, counted, flush
-from headrace_workers.breaker import Breakers
-from headrace_workers.configured import Configured
 from headrace_workers.reaper import Reaper
 
 pytestmark = pytest.mark.conformance
@@ -41,14 +38,6 @@ async def spender(pool: Pool, clock: Clock) -> Spender:
     middle = (now.replace(day=1) + 32 * DAY).replace(day=15, hour=12, minute=0, second=0, microsecond=0)
     await clock.advance(middle - now)
     return await Spender.start(pool)
-
-
-@pytest.fixture
-async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
-    configured = await Configured.load(pool)
-    return Reaper(
-        pool, dispatch, budgets, Breakers(dispatch, configured), configured, lease=timedelta(seconds=30)
-    )
 
 
 async def test_a_hold_is_over_all_scopes_or_none(spender: Spender, budgets: Budgets, redis: Redis) -> None:

@@ -11,7 +11,7 @@ from headrace_shared.job import ClaimedJob, NewJob, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import Snoozed, WaitReason
 from headrace_shared.request import Endpoint
-from headrace_shared.store import jobs, runs
+from headrace_shared.store import claims, jobs, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 
@@ -39,7 +39,7 @@ async def put_back(pool: Pool, dispatch: Dispatch, tenant: str, reason: WaitReas
         max_attempts=6,
     )
     await jobs.insert_jobs(pool, [job], configuration=0, keep_keys=MINUTE)
-    [claimed] = (await runs.claim_jobs(pool, [job.id], WORKER, MINUTE)).jobs
+    [claimed] = (await claims.claim_jobs(pool, [job.id], WORKER, MINUTE)).jobs
     await runs.finish(pool, WORKER, 1, conclusions=[], attempts=[], ends=[snoozed(claimed, reason)])
     await dispatch.finish([(Entry(where, job.id), timedelta(hours=9))])
     return job.id
@@ -63,5 +63,5 @@ async def test_a_changed_budget_wakes_who_waits_for_it(
     await budgets.set(scope, WindowKind.DAY, NanoUSD(10**9), BudgetPolicy.WAIT)
     found = await due(dispatch)
     assert found == {waiting[name] for name in woken}
-    claimed = await runs.claim_jobs(pool, [*found, retrying], WORKER, MINUTE)
+    claimed = await claims.claim_jobs(pool, [*found, retrying], WORKER, MINUTE)
     assert {job.id for job in claimed.jobs} == found

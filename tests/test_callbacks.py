@@ -11,7 +11,7 @@ from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import WebhookVerificationFailed
 from headrace_shared.ids import JobId, Tenant, WorkerId
 from headrace_shared.job import JobState
-from headrace_shared.store import runs
+from headrace_shared.store import claims, lost
 from headrace_shared.store.jobs import cancel_job
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
@@ -112,9 +112,9 @@ async def test_every_ending_is_one_event(
     (reaped,) = await jobs.add(webhook=receiver.url, push=False)
     await cancel_job(jobs.pool, cancelled)
     for _ in range(5):
-        await runs.claim_jobs(jobs.pool, [reaped], WorkerId("dead"), timedelta(seconds=30), alone=True)
+        await claims.claim_jobs(jobs.pool, [reaped], WorkerId("dead"), timedelta(seconds=30), alone=True)
         await clock.advance(timedelta(seconds=31))
-        await runs.reap(jobs.pool)
+        await lost.reap(jobs.pool)
     everything = [*succeeded, cancelled, failed, reaped]
     async with running_worker():
         endings = await jobs.ended(everything)

@@ -1,7 +1,6 @@
 """A cancelled job ends once, whatever it was doing, and its call is still on the bill."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -10,13 +9,13 @@ from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import JobState
 from headrace_shared.outcome import ErrorClass, Failure, Retry, Snoozed, WaitReason
-from headrace_shared.store import runs
+from headrace_shared.store import claims, lost, runs
 from headrace_shared.store.jobs import cancel_job
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import RunEnd
 from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.jobs import Jobs, eventually
-from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
+from headrace_shared.testing.scripted_provider import ScriptedProvider, refusal
 from headrace_workers.testing import running_worker
 
 pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
@@ -29,14 +28,6 @@ LEASE = timedelta(seconds=30)
 @pytest.fixture
 def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
-
-
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
 
 
 async def cancelled_once(jobs: Jobs, job_id: JobId) -> None:
@@ -98,7 +89,7 @@ async def test_a_run_that_would_be_put_back_is_cancelled_instead(
     jobs: Jobs, outcome: Snoozed | Retry
 ) -> None:
     (job_id,) = await jobs.add(webhook=HOOK)
-    (job,) = (await runs.claim_jobs(jobs.pool, [job_id], WORKER, LEASE)).jobs
+    (job,) = (await claims.claim_jobs(jobs.pool, [job_id], WORKER, LEASE)).jobs
     await cancel_job(jobs.pool, job_id)
     end = RunEnd(job_id, job.run, outcome, 0)
     ended = await runs.finish(jobs.pool, WORKER, 1, conclusions=[], attempts=[], ends=[end])
@@ -108,10 +99,10 @@ async def test_a_run_that_would_be_put_back_is_cancelled_instead(
 
 async def test_a_cancelled_job_whose_worker_died_is_not_run_again(jobs: Jobs, clock: Clock) -> None:
     (job_id,) = await jobs.add(webhook=HOOK)
-    await runs.claim_jobs(jobs.pool, [job_id], WORKER, LEASE)
+    await claims.claim_jobs(jobs.pool, [job_id], WORKER, LEASE)
     await cancel_job(jobs.pool, job_id)
     await clock.advance(LEASE + timedelta(seconds=1))
-    reaped = await runs.reap(jobs.pool)
+    reaped = await lost.reap(jobs.pool)
     assert [(one.id, one.state) for one in reaped] == [(job_id, JobState.CANCELLED)]
     await cancelled_once(jobs, job_id)
 

@@ -19,17 +19,27 @@ from hypothesis import strategies as st
 from headrace_producer import Headrace, cli
 from headrace_producer.chaos import acks, records
 from headrace_producer.chaos.acks import AckFile, Line, Promises
-from headrace_producer.chaos.auditor import MOST_CONNECTIONS, audit
+from headrace_producer.chaos.auditor import MOST_CONNECTIONS, Finding, Verdict, audit
 from headrace_producer.chaos.canaries import KEY_MARK, Canaries
+from headrace_producer.chaos.collector import SpanCollector
 from headrace_producer.chaos.evidence import Booked, Calm, Evidence, Leaks, Log, Received
 from headrace_producer.chaos.faults import FAULTS, Fault, Needs, Victim, choose
+from headrace_producer.chaos.injector import Injector
 from headrace_producer.chaos.records import AttemptRow, CallRow, DeliveryRow, Ending, JobRow
-from headrace_producer.chaos.schedule import schedule
-from headrace_producer.chaos.watcher import Recovery, Seen
+from headrace_producer.chaos.report import Report, show
+from headrace_producer.chaos.schedule import Event, schedule
+from headrace_producer.chaos.screen import Screen
+from headrace_producer.chaos.servers import Servers
+from headrace_producer.chaos.stage import CALM, Plan, Stage
+from headrace_producer.chaos.watcher import Recovery, Seen, Watcher
 from headrace_producer.chaos.work import BATCH, Tenants, keys_of, wish_of
+from headrace_shared.budgets import Budgets
+from headrace_shared.configuration import parse_toml
 from headrace_shared.dispatch.connection import Redis
+from headrace_shared.money import NanoUSD
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
+from headrace_shared.testing.simulated_provider import SimulatedProvider
 
 TENANTS = Tenants.of("chaos-1")
 VICTIMS = {Victim.WORKER: 3, Victim.PRODUCER: 2, Victim.RECEIVER: 4}
@@ -118,6 +128,10 @@ def test_every_fault_is_listed_on_a_line(capsys: pytest.CaptureFixture[str]) -> 
         (["--faults", "drop-worker-redis,earthquake"], "there is no fault 'earthquake'"),
         (["--faults", ""], "there is no fault ''"),
         (["--minutes", "0"], "--minutes: must be from 0.25 to 1,440"),
+        (
+            ["--minutes", "0.25", "--faults", "redis-outage"],
+            "--minutes: is too short for any of these faults",
+        ),
         (["--minutes", "nan"], "--minutes: must be from 0.25 to 1,440"),
         (["--workers", "0"], "'--workers'"),
         (["--seed", "x"], "'--seed'"),
@@ -174,7 +188,7 @@ async def test_an_installation_in_use_is_refused(
     )
     _, said = await process.communicate()
     assert process.returncode == 2
-    assert b"somebody uses Headrace there (unfinished jobs): give chaos a database of its own" in said
+    assert b"somebody uses Headrace there (unfinished jobs): give chaos an empty database" in said
 
 
 def test_promises_are_read_back_from_a_file_that_was_cut_short(tmp_path: Path) -> None:
@@ -197,6 +211,8 @@ async def test_what_is_read_of_the_store_is_there(pool: Pool) -> None:
         assert await records.budgets(connection) == [("global", 0, 5)]
         assert await records.progress(connection, TENANTS) == records.Progress()
         assert await records.still_held(connection, []) == 0
+        assert await records.count_workers(connection) == 0
+        assert not any((await records.somebodys(connection, "chaos")).values())
         for read in (
             records.holdings,
             records.all_jobs,
@@ -225,6 +241,36 @@ async def test_canaries_are_found_in_redis_and_in_files(redis: Redis, tmp_path: 
         2,
         ["the webhooks' secret is in b.log"],
     )
+
+
+async def test_a_fault_that_could_not_be_done_is_told_from_one_that_was(
+    redis_url: str, pool: Pool, redis: Redis, tmp_path: Path
+) -> None:
+    screen = Screen()
+    stage = Stage(
+        plan=Plan(1, 1.0, 0, 1.0),
+        directory=tmp_path,
+        servers=Servers("postgresql://127.0.0.1:1/nothing", redis_url, own=None),
+        pool=pool,
+        redis=redis,
+        budgets=Budgets(pool, redis),
+        configuration=parse_toml("", "nothing"),
+        tenants=TENANTS,
+        canaries=Canaries.new(),
+        provider=SimulatedProvider(CALM),
+        receivers=(),
+        spans=SpanCollector(),
+        workers=(),
+        producers=(),
+    )
+    names = ("provider-slow", "terminate-backends", "redis-kill")
+    injector = Injector(stage, Watcher(stage, screen), screen)
+    await injector.run([Event(0.0, FAULTS[name], 1, 0.0) for name in names])
+    assert injector.done == ["provider-slow"]
+    assert [words.split(":")[0] for words in sorted(injector.not_done)] == [
+        "redis-kill",
+        "terminate-backends",
+    ]
 
 
 async def test_a_process_can_have_a_wrong_clock() -> None:
@@ -291,6 +337,70 @@ def test_a_good_run_has_no_violations_and_every_check_was_made() -> None:
     assert violated(GOOD) == {}
     assert all(finding.checks > 0 for finding in audit(GOOD))
     assert [finding.invariant for finding in audit(GOOD)] == [f"I{number}" for number in range(1, 12)]
+
+
+def test_what_no_run_checked_is_not_called_kept() -> None:
+    nobody_held_a_job = Recovery("worker 1", 0, 10.0, 10.1, 0)
+    verdicts = {
+        finding.invariant: finding.verdict
+        for finding in audit(replace(GOOD, seen=replace(GOOD.seen, recoveries=[nobody_held_a_job])))
+    }
+    assert verdicts.pop("I8") is Verdict.NOT_CHECKED
+    assert set(verdicts.values()) == {Verdict.KEPT}
+    left = replace(nobody_held_a_job, left=1)
+    broken = audit(replace(GOOD, seen=replace(GOOD.seen, recoveries=[left])))
+    assert [one.invariant for one in broken if one.verdict is Verdict.BROKEN] == ["I8"]
+
+
+REPORT = Report(
+    seed=1,
+    minutes=2.0,
+    done=["worker-kill", "worker-kill", "drop-worker-redis"],
+    not_done=["flushall: the server is away"],
+    jobs=2,
+    calls=2,
+    callbacks=1,
+    cost=NanoUSD(30),
+    suspense=NanoUSD(80),
+    busiest=(100, 30),
+    standstill=(1.0, 9.0),
+    findings=audit(GOOD),
+)
+
+
+@pytest.mark.parametrize(
+    ("report", "gap"),
+    [
+        (replace(REPORT, done=[], not_done=[]), "no fault was done"),
+        (replace(REPORT, done=[]), "no fault was done"),
+        (replace(REPORT, not_done=["oom: x", "oom: y"]), "2 faults could not be done, and only 3 were"),
+        (replace(REPORT, jobs=0), "no job was accepted"),
+    ],
+)
+def test_a_run_that_did_too_little_is_not_good(
+    report: Report, gap: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not report.good
+    show(report, Screen())
+    assert capsys.readouterr().out.endswith(f"this run proves nothing: {gap}\n")
+    assert report.as_json()["good"] is False
+
+
+def test_a_report_says_what_was_done_and_what_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert REPORT.good
+    unchecked = Finding("I8", "a dead worker's jobs are back", 0, [])
+    report = replace(REPORT, findings=[*audit(GOOD)[:7], unchecked])
+    show(report, Screen())
+    shown = capsys.readouterr().out
+    assert "3 faults of 2 kinds, 1 not done" in shown
+    assert "not done: flushall: the server is away\n" in shown
+    assert [line[:2] for line in shown.splitlines() if line.endswith("not checked")] == ["I8"]
+    said = report.as_json()
+    assert (said["good"], said["done"], said["not_done"]) == (True, 3, 1)
+    assert said["invariants"] == {
+        **{f.invariant: {"checks": f.checks, "violations": 0, "verdict": "kept"} for f in audit(GOOD)[:7]},
+        "I8": {"checks": 0, "violations": 0, "verdict": "not checked"},
+    }
 
 
 def _job(change: Callable[[JobRow], JobRow]) -> Callable[[Evidence], Evidence]:

@@ -1,7 +1,6 @@
 """A claim is a run and a lease; who loses it can end nothing, and what it held comes back."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -15,18 +14,20 @@ from headrace_shared.ids import CallNumber, JobId, RouteName, Run, Tenant, Worke
 from headrace_shared.job import ClaimedJob, JobState, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Snoozed, Succeeded, WaitReason
-from headrace_shared.store import runs
+from headrace_shared.settings import load_settings
+from headrace_shared.store import claims, lost, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import AttemptRecord, Conclusion, Intent, RunEnd
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
-from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
+from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_shared.usage import Usage
-from headrace_workers.breaker import Breakers
 from headrace_workers.configured import Configured
 from headrace_workers.heartbeat import Heartbeat
+from headrace_workers.leases import Leases
 from headrace_workers.reaper import Reaper
+from headrace_workers.suspects import Suspects
 from headrace_workers.testing import running_worker
 
 pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
@@ -44,20 +45,6 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-@pytest.fixture
-async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
-    configured = await Configured.load(pool)
-    return Reaper(pool, dispatch, budgets, Breakers(dispatch, configured), configured, lease=LEASE)
-
-
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
-
-
 @dataclass(frozen=True, slots=True)
 class Doomed:
     """What a worker leaves behind that dies while its call is out."""
@@ -69,8 +56,8 @@ class Doomed:
     reaper: Reaper
 
     async def claim(self, job_id: JobId, *, alone: bool = False) -> ClaimedJob:
-        claims = await runs.claim_jobs(self.pool, [job_id], DEAD, LEASE, alone=alone)
-        (job,) = claims.jobs
+        taken = await claims.claim_jobs(self.pool, [job_id], DEAD, LEASE, alone=alone)
+        (job,) = taken.jobs
         return job
 
     async def open_call(self, job: ClaimedJob) -> Held:
@@ -142,7 +129,7 @@ async def lease_in_redis(redis: Redis, job_id: JobId) -> float | None:
 async def test_each_claim_raises_the_run(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
     (job_id,) = await jobs.add()
     first = await doomed.claim(job_id)
-    assert (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
+    assert (await claims.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
     assert await give_back(pool, first) == {(job_id, first.run): JobState.QUEUED}
     second = await doomed.claim(job_id)
     assert (first.run, second.run) == (1, 2)
@@ -152,9 +139,9 @@ async def test_each_claim_raises_the_run(pool: Pool, jobs: Jobs, doomed: Doomed)
 
 async def test_what_is_not_due_is_not_claimed(pool: Pool, jobs: Jobs, clock: Clock) -> None:
     (job_id,) = await jobs.add(delay=timedelta(minutes=1))
-    assert (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
+    assert (await claims.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs == []
     await clock.advance(timedelta(minutes=1, seconds=1))
-    assert [job.id for job in (await runs.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs] == [job_id]
+    assert [job.id for job in (await claims.claim_jobs(pool, [job_id], DEAD, LEASE)).jobs] == [job_id]
 
 
 async def test_a_run_that_was_overtaken_ends_nothing(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
@@ -250,6 +237,7 @@ async def test_leases_that_cannot_be_renewed_in_time_are_lost(
         interrupt=lambda job_id, reason: lost.put_nowait((job_id, reason)),
         introduce=lambda: ("host", 1, ("default",)),
         follow=(await Configured.load(pool)).follow,
+        leases=Leases(),
     )
     # The store hangs: it neither answers nor refuses.
     async with pool.acquire() as connection, connection.transaction():
@@ -283,6 +271,18 @@ async def test_the_reaper_takes_back_what_a_dead_worker_held(doomed: Doomed, clo
     assert left <= 1
     assert (await doomed.claim(job_id)).run == job.run + 1
     assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_attempts_of_a_run_that_died_are_not_made_again(doomed: Doomed, clock: Clock) -> None:
+    """They failed in its slot: the row would have been told of them at the run's end."""
+    jobs, pool = doomed.jobs, doomed.pool
+    (job_id,) = await jobs.add(max_attempts=3)
+    job = await doomed.crash(job_id)
+    failed = AttemptRecord(job.id, job.run, 1, FIRST, "retried", ErrorClass.TRANSIENT, "it said 500")
+    await runs.finish(pool, DEAD, 1, conclusions=[answered(job)], attempts=[failed], ends=[])
+    await clock.advance(LEASE + timedelta(seconds=1))
+    await doomed.reaper.turn()
+    assert (await doomed.claim(job_id)).attempts == 1
 
 
 async def spent(redis: Redis) -> dict[str, int]:
@@ -320,7 +320,7 @@ async def test_a_frozen_worker_that_wakes_up_corrects_the_counters(
     async with running_worker(lease_seconds=60):
         await scripted.arrived(1)
         await clock.advance(timedelta(seconds=61))
-        await runs.reap(pool)
+        await lost.reap(pool)
         await pool.execute(
             "UPDATE headrace.jobs SET run_at = run_at + interval '1 hour' WHERE id = $1", job_id
         )
@@ -329,9 +329,11 @@ async def test_a_frozen_worker_that_wakes_up_corrects_the_counters(
         assert await spent(redis) == {"held": 0, "suspense": held}
         scripted.open.set()
         await eventually(lambda: spent(redis), lambda found: found == {"held": 0, "suspense": 0})
+        # It waited for an hour: its answer does not.
+        (ending,) = await jobs.ended([job_id])
     (call,) = await jobs.calls(job_id)
     assert (call["state"], call["suspense_nano"]) == ("answered", 0)
-    assert (await jobs.row(job_id))["state"] == "queued"
+    assert (ending.job.state, ending.job.run) == ("succeeded", 2)
     assert await jobs.spend() == await jobs.ledger()
 
 
@@ -342,22 +344,23 @@ async def test_after_two_crashes_only_a_process_of_its_own_gets_a_job(doomed: Do
         await doomed.crash(job_id)
         await clock.advance(LEASE + timedelta(seconds=1))
         await reaper.turn()
-    assert (await runs.claim_jobs(doomed.pool, [job_id], DEAD, LEASE)).jobs == []
-    (found,) = await runs.look_up(doomed.pool, [job_id])
-    assert found.standing is runs.Standing.SUSPECT
+    assert (await claims.claim_jobs(doomed.pool, [job_id], DEAD, LEASE)).jobs == []
+    (found,) = await claims.look_up(doomed.pool, [job_id])
+    assert found.standing is claims.Standing.SUSPECT
     job = await doomed.claim(job_id, alone=True)
     assert await finish(doomed.pool, job)
 
 
 async def test_a_crash_alone_that_was_seen_quarantines_and_calls_back(doomed: Doomed, clock: Clock) -> None:
     redis, jobs, reaper = doomed.redis, doomed.jobs, doomed.reaper
+    suspects = Suspects(doomed.pool, Dispatch(doomed.redis), doomed.budgets, load_settings(), DEAD)
     (job_id,) = await jobs.add(webhook="https://example.com/hook")
     for _ in range(2):
         await doomed.crash(job_id)
         await clock.advance(LEASE + timedelta(seconds=1))
         await reaper.turn()
     await doomed.crash(job_id, alone=True)
-    assert await reaper.condemn(job_id, DEAD, "signal 9")
+    assert await suspects.condemn(job_id, DEAD, "signal 9")
     row = await jobs.row(job_id)
     assert (row["state"], row["error_class"], row["crashes"]) == ("failed", "quarantined", 3)
     assert [call["state"] for call in await jobs.calls(job_id)] == ["suspense"] * 3
@@ -386,8 +389,8 @@ async def test_leases_are_spared_right_after_the_start_of_the_store(doomed: Doom
     (job_id,) = await doomed.jobs.add()
     await doomed.crash(job_id)
     await pool.execute("UPDATE headrace.jobs SET lease_until = headrace.now() - interval '1 second'")
-    assert await runs.reap(pool, spare=timedelta(days=365)) == []
-    (reaped,) = await runs.reap(pool)
+    assert await lost.reap(pool, spare=timedelta(days=365)) == []
+    (reaped,) = await lost.reap(pool)
     assert (reaped.id, reaped.state) == (job_id, "queued")
 
 
@@ -442,7 +445,7 @@ async def test_the_queue_is_put_right_where_the_rows_say_something_else(
     await pool.execute(
         "UPDATE headrace.jobs SET state = 'cancelled', ended_at = headrace.now() WHERE id = $1", ended
     )
-    await runs.claim_jobs(pool, [foreign], WorkerId("other"), timedelta(hours=2))
+    await claims.claim_jobs(pool, [foreign], WorkerId("other"), timedelta(hours=2))
     everything = (ended, absent, future, foreign)
     await dispatch.push([(Entry(QUEUE, job_id), timedelta(0)) for job_id in everything])
     key = keys.QUEUE + keys.queue_name(QUEUE)

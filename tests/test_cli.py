@@ -1,63 +1,15 @@
 """The command line: exit codes, one sentence for what is wrong, one JSON object where it is asked for."""
 
-import asyncio
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
+from command_line import Command, Done
 
-from headrace_producer import cli
 from headrace_producer.console import plain
 from headrace_shared.store.pool import Pool
-
-BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
-LONG = timedelta(hours=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def answer(self) -> dict[str, object]:
-        """The JSON object on the last line."""
-        last: dict[str, object] = json.loads(self.out.splitlines()[-1])
-        return last
-
-
-Run: TypeAlias = Callable[..., Coroutine[None, None, Done]]
-
-
-@pytest.fixture
-def headrace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    async def run(*arguments: object) -> Done:
-        code = await asyncio.to_thread(cli.run, [str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def requests(tmp_path: Path) -> Path:
-    path = tmp_path / "requests.jsonl"
-    rows = [
-        {"custom_id": f"row-{n}", "method": "POST", "url": "/v1/chat/completions", "body": BODY}
-        for n in range(1, 5)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def is_one_sentence(done: Done) -> bool:
@@ -97,9 +49,9 @@ def is_one_sentence(done: Done) -> bool:
     ],
 )
 async def test_bad_input_is_one_sentence_and_exit_2(
-    environment: None, headrace: Run, requests: Path, arguments: tuple[str, ...], said: str
+    environment: None, command: Command, requests: Path, arguments: tuple[str, ...], said: str
 ) -> None:
-    done = await headrace(*arguments)
+    done = await command(*arguments)
     assert done.code == 2
     assert is_one_sentence(done)
     assert said in done.err
@@ -118,7 +70,7 @@ async def test_bad_input_is_one_sentence_and_exit_2(
 )
 async def test_servers_that_cannot_be_used_are_one_sentence_and_exit_2(
     environment: None,
-    headrace: Run,
+    command: Command,
     monkeypatch: pytest.MonkeyPatch,
     setting: tuple[str, str | None],
     said: str,
@@ -127,38 +79,38 @@ async def test_servers_that_cannot_be_used_are_one_sentence_and_exit_2(
     monkeypatch.delenv(variable, raising=False)
     if value is not None:
         monkeypatch.setenv(variable, value)
-    done = await headrace("budgets", "set", "global", "--limit", "1")
+    done = await command("budgets", "set", "global", "--limit", "1")
     assert (done.code, is_one_sentence(done)) == (2, True)
     assert said in done.err
 
 
 async def test_a_budget_is_set_without_redis(
-    environment: None, headrace: Run, monkeypatch: pytest.MonkeyPatch
+    environment: None, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = (await headrace("budgets", "set", "global", "--limit", "2", "--json")).answer
+    before = (await command("budgets", "set", "global", "--limit", "2", "--json")).answer
     monkeypatch.setenv("HEADRACE_REDIS_URL", "unix:///nowhere.sock")
-    assert (await headrace("budgets", "set", "global", "--limit", "1", "--json")).code == 0
+    assert (await command("budgets", "set", "global", "--limit", "1", "--json")).code == 0
     assert before["limit_nano_usd"] == 2_000_000_000
 
 
 async def test_a_database_without_the_schema_says_what_to_run(
-    empty_postgres_url: str, redis_url: str, headrace: Run, monkeypatch: pytest.MonkeyPatch
+    empty_postgres_url: str, redis_url: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADRACE_POSTGRES_URL", empty_postgres_url)
     monkeypatch.setenv("HEADRACE_REDIS_URL", redis_url)
     for arguments in (("usage",), ("migrate", "--check")):
-        done = await headrace(*arguments)
+        done = await command(*arguments)
         assert (done.code, is_one_sentence(done)) == (2, True)
         assert "run 'headrace migrate'" in done.err
-    assert (await headrace("migrate", "--json")).answer["applied"] == ["0001_initial", "0002_recovery"]
-    assert (await headrace("migrate", "--check", "--json")).answer == {"version": 2, "applied": []}
+    assert (await command("migrate", "--json")).answer["applied"] == ["0001_initial", "0002_recovery"]
+    assert (await command("migrate", "--check", "--json")).answer == {"version": 2, "applied": []}
 
 
 async def test_every_bad_line_is_printed_and_nothing_is_enqueued(
-    environment: None, pool: Pool, headrace: Run, requests: Path
+    environment: None, pool: Pool, command: Command, requests: Path
 ) -> None:
     requests.write_text("{\n" + requests.read_text() + "[]\n")  # noqa: ASYNC240
-    done = await headrace("submit", requests, "--json")
+    done = await command("submit", requests, "--json")
     assert done.code == 2
     first, second, last = done.err.splitlines()
     assert first.startswith(f"{requests}:1: the line is not JSON")
@@ -168,13 +120,13 @@ async def test_every_bad_line_is_printed_and_nothing_is_enqueued(
     assert await pool.fetchval("SELECT count(*) FROM headrace.batches") == 0
 
 
-async def test_a_dry_run_quotes_without_servers(headrace: Run, requests: Path) -> None:
-    done = await headrace("submit", requests, "--dry-run", "--json")
+async def test_a_dry_run_quotes_without_servers(command: Command, requests: Path) -> None:
+    done = await command("submit", requests, "--dry-run", "--json")
     assert done.code == 0
     assert done.answer["total"] == 4
     assert "built-in configuration" in done.err
-    assert (await headrace("submit", requests, "--dry-run", "--max-cost", "0.01")).code == 0
-    refused = await headrace("submit", requests, "--dry-run", "--max-cost", "0.0001")
+    assert (await command("submit", requests, "--dry-run", "--max-cost", "0.01")).code == 0
+    refused = await command("submit", requests, "--dry-run", "--max-cost", "0.0001")
     assert (refused.code, "could cost up to" in refused.err) == (2, True)
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -25,7 +24,7 @@ from headrace_shared.errors import (
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import NEEDS_EXPIRY
 from headrace_shared.outcome import ErrorClass, Failed, Failure
-from headrace_shared.store import dead_letters, runs
+from headrace_shared.store import claims, dead_letters, lost, runs
 from headrace_shared.store.dead_letters import Selection
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import RunEnd
@@ -57,18 +56,12 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capsys, tmp_path)
-
-
 async def fail(pool: Pool, *ids: JobId, end: End = NO) -> None:
     await Endings(pool).end([(job_id, end) for job_id in ids])
 
 
 async def fail_with(pool: Pool, job_id: JobId, error_class: ErrorClass, message: str) -> None:
-    [job] = (await runs.claim_jobs(pool, [job_id], WORKER, HOUR)).jobs
+    [job] = (await claims.claim_jobs(pool, [job_id], WORKER, HOUR)).jobs
     end = RunEnd(job.id, job.run, Failed(Failure(error_class, message)), 1)
     await runs.finish(pool, WORKER, 1, conclusions=[], attempts=[], ends=[end])
 
@@ -184,7 +177,7 @@ async def test_a_retry_has_its_time_anew(headrace: Headrace, jobs: Jobs, clock: 
     both = await headrace.enqueue(CHAT, BODY, timeout=10 * MINUTE, deadline=later)
     await fail(jobs.pool, timed.id, both.id)
     await clock.advance(2 * HOUR)
-    assert {one.id for one in await runs.expire(jobs.pool)} == {slow.id, missed.id}
+    assert {one.id for one in await lost.expire(jobs.pool)} == {slow.id, missed.id}
     await fail(jobs.pool, ahead.id)
     rows = {job.id: await jobs.row((await job.retry()).id) for job in (slow, missed, ahead, timed)}
     assert rows[slow.id]["start_by"] - rows[slow.id]["run_at"] == HOUR
@@ -193,7 +186,7 @@ async def test_a_retry_has_its_time_anew(headrace: Headrace, jobs: Jobs, clock: 
     assert (rows[timed.id]["end_by"], rows[timed.id]["timeout"]) == (None, 10 * HOUR)
     given = await headrace.retry(both.id, deadline=later - HOUR)
     assert (await given.get()).end_by == later - HOUR
-    assert await runs.expire(jobs.pool) == []
+    assert await lost.expire(jobs.pool) == []
 
 
 async def test_a_deadline_that_is_given_to_a_job_without_one_needs_a_worker_that_knows_it(

@@ -27,7 +27,7 @@ from headrace_shared.job import JobState
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Failure
 from headrace_shared.routes import Target
-from headrace_shared.store import feed, migrate, money, runs
+from headrace_shared.store import claims, feed, migrate, money
 from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.money import BudgetPolicy, Refused, WindowKind
 from headrace_shared.store.pool import Pool, connect, open_pool
@@ -43,6 +43,7 @@ from headrace_workers.configured import Configured
 from headrace_workers.reach import Reach
 from headrace_workers.replies import Answered, Reply
 from headrace_workers.replies import Refused as RefusedCall
+from headrace_workers.store_claims import StoreClaims
 from headrace_workers.testing import running_worker
 
 NOWHERE = "redis://127.0.0.1:1"
@@ -305,12 +306,28 @@ async def test_jobs_are_picked_in_turn_and_by_the_weights_of_their_lanes(
     small = await jobs.add(3, tenant=Tenant("small"), push=False)
     await jobs.add(30, lane=other, push=False)
     await jobs.add(1, lane=Lane("unserved"), push=False)
-    picked = await runs.pick_due(pool, {LANE: 3, other: 1}, 12)
+    picked = await claims.pick_due(pool, {LANE: 3, other: 1}, 12, abilities=claims.PLAIN)
     assert Counter(one.lane for one in picked) == {LANE: 9, other: 3}
     ids = {one.id for one in picked}
     assert ids >= set(small)
     assert len(ids & set(deep)) == 6
     assert ids >= set(sorted(deep)[:6])
+
+
+async def test_jobs_of_handlers_are_claimed_from_the_store_by_who_has_them(
+    pool: Pool, dispatch: Dispatch
+) -> None:
+    lane = Lane("default@sum")
+    (job_id,) = await Jobs(pool, dispatch).add(lane=lane, push=False)
+    await pool.execute("UPDATE headrace.jobs SET endpoint = 'handler:sum'")
+    has_it = claims.Abilities(endpoints=("handler:sum",))
+    found: list[list[JobId]] = []
+    for abilities in (claims.PLAIN, has_it):
+        taken = await StoreClaims(pool, WorkerId("a"), abilities).claim(
+            5, {lane: 1}, lambda _: timedelta(minutes=1), take_suspect=lambda _: None
+        )
+        found.append([job.id for job in taken.jobs])
+    assert found == [[], [job_id]]
 
 
 # Breakers without Redis.

@@ -1,8 +1,8 @@
 """What a run comes to: each way a call can end, written down as state, attempts, ledger and money."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,6 +20,8 @@ from headrace_shared.testing.jobs import MODEL, Jobs
 from headrace_shared.testing.scripted_provider import Scripted, ScriptedProvider, completion, refusal
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_workers.execution import Again, Execution, Run
+from headrace_workers.running import Running
+from headrace_workers.telemetry import Metrics
 from headrace_workers.testing import running_worker
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -103,14 +105,6 @@ async def test_a_key_that_is_refused_fails_at_once(
             (ending,) = await jobs.ended([job_id])
     assert (ending.job.error_class, ending.job.attempts) == (ErrorClass.AUTH, 1)
     assert "Incorrect API key" in (ending.job.error or "")
-
-
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
 
 
 async def test_a_short_retry_keeps_its_slot(jobs: Jobs, scripted: ScriptedProvider) -> None:
@@ -367,3 +361,21 @@ async def test_a_run_that_waits_in_its_slot_is_interrupted_there() -> None:
     execution.interrupt(job, WaitReason.SHUTDOWN, task)
     assert await task == Snoozed(timedelta(0), WaitReason.SHUTDOWN)
     assert steps.settled[1].call == CallNumber(2)
+
+
+async def test_a_job_that_its_own_worker_claims_again_ends_its_older_run() -> None:
+    """As after a freeze, when the claim comes before the heartbeat that would tell of the loss."""
+    steps, job = Steps(asyncio.Event()), claimed()
+    running = Running({}, steps.execution(), Metrics(enabled=False))
+    older = running.start(job)
+    await steps.reached.wait()
+    steps.reached.clear()
+    running.start(replace(job, run=RunNumber(2)))
+    await older
+    assert [(run.job.run, run.outcome) for run in steps.settled] == [
+        (1, Snoozed(timedelta(0), WaitReason.LOST_LEASE))
+    ]
+    assert len(running) == 1
+    await steps.reached.wait()
+    running.give_back()
+    await running.until_ended()

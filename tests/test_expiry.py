@@ -1,8 +1,7 @@
 """A job that ran out of time ends as expired, whatever it was doing, and says so; others are left alone."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -16,12 +15,13 @@ from headrace_shared.errors import InvalidRequest, JobExpired
 from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId
 from headrace_shared.job import ClaimedJob, Queue
 from headrace_shared.outcome import ErrorClass, Failure, Outcome, Retry, Snoozed, WaitReason
-from headrace_shared.store import runs
+from headrace_shared.store import claims, lost, runs
+from headrace_shared.store.claims import Standing
 from headrace_shared.store.pool import Pool
-from headrace_shared.store.runs import RunEnd, Standing
+from headrace_shared.store.runs import RunEnd
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import MODEL, Jobs
-from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
+from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_workers.testing import running_worker
 
 pytestmark = pytest.mark.conformance
@@ -41,22 +41,8 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capsys, tmp_path)
-
-
 async def claim(pool: Pool, job_id: JobId) -> ClaimedJob:
-    [job] = (await runs.claim_jobs(pool, [job_id], WORKER, LEASE)).jobs
+    [job] = (await claims.claim_jobs(pool, [job_id], WORKER, LEASE)).jobs
     return job
 
 
@@ -77,7 +63,7 @@ async def expired(jobs: Jobs, job: JobHandle) -> str:
 
 async def left(pool: Pool) -> set[JobId]:
     """Let the store look for what has expired; return what it found."""
-    return {one.id for one in await runs.expire(pool)}
+    return {one.id for one in await lost.expire(pool)}
 
 
 # Queued.
@@ -138,8 +124,8 @@ async def test_nobody_starts_a_job_that_has_run_out_of_time(
     late = await headrace.enqueue(CHAT, BODY, ttl=MINUTE)
     over = await headrace.enqueue(CHAT, BODY, deadline=datetime.now(UTC) - MINUTE)
     await clock.advance(2 * MINUTE)
-    assert (await runs.claim_jobs(jobs.pool, [late.id, over.id], WORKER, LEASE)).jobs == []
-    found = await runs.look_up(jobs.pool, [late.id, over.id])
+    assert (await claims.claim_jobs(jobs.pool, [late.id, over.id], WORKER, LEASE)).jobs == []
+    found = await claims.look_up(jobs.pool, [late.id, over.id])
     assert {one.standing for one in found} == {Standing.OVERDUE}
 
 
@@ -176,13 +162,13 @@ async def test_a_job_that_is_redelivered_keeps_its_end(headrace: Headrace, jobs:
     await claim(jobs.pool, job.id)
     end = (await job.get()).end_by
     await clock.advance(2 * MINUTE)
-    assert [one.state for one in await runs.reap(jobs.pool)] == [JobState.QUEUED]
+    assert [one.state for one in await lost.reap(jobs.pool)] == [JobState.QUEUED]
     again = await claim(jobs.pool, job.id)
     assert (await job.get()).end_by == end
     assert again.time_left is not None
     assert 7 * MINUTE < again.time_left <= 8 * MINUTE
     await clock.advance(9 * MINUTE)
-    assert [one.state for one in await runs.reap(jobs.pool)] == [JobState.EXPIRED]
+    assert [one.state for one in await lost.reap(jobs.pool)] == [JobState.EXPIRED]
     assert await expired(jobs, job) == "its deadline or timeout passed while it ran"
 
 
@@ -288,7 +274,7 @@ async def test_every_job_of_a_batch_has_the_times_that_were_asked_for(
     assert f"must be ended by {LATER:%Y-%m-%d %H:%M:%S}" in shown.out
     assert "may take 10 min" in shown.out
     await clock.advance(3 * HOUR)
-    assert len(await runs.expire(pool)) == 3
+    assert len(await lost.expire(pool)) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.errors import DispatchDamaged, DispatchUnavailable
 from headrace_shared.ids import RouteName
 from headrace_shared.job import JobState, Queue
 from headrace_shared.money import NanoUSD
@@ -21,6 +22,7 @@ from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
 from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
+from headrace_shared.testing.server_faults import out_of_memory
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_shared.testing.spending import Spender, counted
 from headrace_workers.testing import running_worker
@@ -183,6 +185,13 @@ async def test_huge_and_pickled_bytes_under_every_name_are_survived(
     for key, (field, *_) in NAMES.items():
         await Damage(key, kind, field, value, "0").put(shop.redis)
     await shop.goes_on()
+
+
+async def test_a_server_that_is_full_is_away_and_not_damaged(redis_url: str, dispatch: Dispatch) -> None:
+    async with out_of_memory(redis_url):
+        with pytest.raises(DispatchUnavailable) as caught:
+            await dispatch.close_gate(Gate("global", "pause"), None)
+        assert not isinstance(caught.value, DispatchDamaged)
 
 
 @pytest.mark.parametrize("key", sorted(NAMES))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -41,14 +41,6 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
 @pytest.fixture
 def application(monkeypatch: pytest.MonkeyPatch) -> Application:
     return Application(monkeypatch)
-
-
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
 
 
 class Stage:

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -67,14 +66,6 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
 def environment_of_app(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "own_tasks.py").write_text(MODULE)
     return {"PYTHONPATH": str(tmp_path), "HEADRACE_HANDLERS": "own_tasks"}
-
-
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
 
 
 async def test_a_killed_worker_leaves_its_answers_to_the_next(

@@ -1,7 +1,7 @@
 """A redelivered handler finds what it was answered and what it had finished, and pays for neither again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from datetime import timedelta
 
 import pytest
@@ -15,7 +15,7 @@ from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import JobState
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Succeeded, WaitReason
-from headrace_shared.store import checkpoints, money, runs
+from headrace_shared.store import checkpoints, claims, lost, money, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
@@ -41,18 +41,10 @@ def application(monkeypatch: pytest.MonkeyPatch) -> Application:
     return Application(monkeypatch)
 
 
-@pytest.fixture
-async def scripted(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    async with ScriptedProvider([completion()]) as scripted:
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
-
-
 async def lose(jobs: Jobs, clock: Clock, job_id: JobId) -> None:
     """Take the row from its run, as the reaper does when a worker stood still for too long."""
     await clock.advance(2 * LEASE)
-    assert [one.id for one in await runs.reap(jobs.pool)] == [job_id]
+    assert [one.id for one in await lost.reap(jobs.pool)] == [job_id]
 
 
 class Stop:
@@ -353,12 +345,12 @@ async def test_what_a_lost_run_writes_is_not_kept(
     headrace: Headrace, jobs: Jobs, pool: Pool, clock: Clock
 ) -> None:
     job = await headrace.enqueue("two", Document())
-    able = runs.Abilities(("handler:two",))
-    (lost,) = (await runs.claim_jobs(pool, [job.id], WorkerId("w"), LEASE, abilities=able)).jobs
+    able = claims.Abilities(("handler:two",))
+    (lost,) = (await claims.claim_jobs(pool, [job.id], WorkerId("w"), LEASE, abilities=able)).jobs
     assert await checkpoints.keep(pool, job.id, lost.run, "done", b"1")
     await lose(jobs, clock, job.id)
     assert not await checkpoints.keep(pool, job.id, lost.run, "queued", b"1")
-    (present,) = (await runs.claim_jobs(pool, [job.id], WorkerId("w"), LEASE, abilities=able)).jobs
+    (present,) = (await claims.claim_jobs(pool, [job.id], WorkerId("w"), LEASE, abilities=able)).jobs
     assert not await checkpoints.keep(pool, job.id, lost.run, "stale", b"1")
     await checkpoints.tell(pool, job.id, lost.run, 1, "stale")
     end = runs.RunEnd(job.id, lost.run, Succeeded(), 0, (lost.run, None), b'"stale"')

@@ -10,7 +10,7 @@ from headrace_shared.ids import CallNumber, JobId, WorkerId, hold_id
 from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass
-from headrace_shared.store import runs
+from headrace_shared.store import claims, lost, runs
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import Conclusion, Intent
 from headrace_shared.testing.clock import Clock
@@ -33,7 +33,7 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
 
 
 async def claim(pool: Pool, job_id: JobId) -> ClaimedJob:
-    [job] = (await runs.claim_jobs(pool, [job_id], WORKER, LEASE)).jobs
+    [job] = (await claims.claim_jobs(pool, [job_id], WORKER, LEASE)).jobs
     return job
 
 
@@ -58,7 +58,7 @@ async def conclude(pool: Pool, job: ClaimedJob, state: str) -> runs.Finished:
 
 async def lose(pool: Pool, clock: Clock) -> None:
     await clock.advance(2 * LEASE)
-    assert await runs.reap(pool)
+    assert await lost.reap(pool)
 
 
 @pytest.mark.parametrize("state", ["answered", "failed"])

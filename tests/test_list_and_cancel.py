@@ -11,7 +11,7 @@ from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import InvalidRequest, JobCancelled, JobNotFound
 from headrace_shared.ids import Lane, WorkerId
 from headrace_shared.outcome import ErrorClass, Failed, Failure
-from headrace_shared.store import runs
+from headrace_shared.store import claims, runs
 from headrace_shared.store.pool import Pool
 
 pytestmark = pytest.mark.conformance
@@ -76,10 +76,10 @@ async def test_a_queued_job_is_cancelled_at_once(headrace: Headrace, dispatch: D
 
 async def test_a_running_job_is_asked_to_stop(headrace: Headrace, pool: Pool) -> None:
     handle = await headrace.enqueue(CHAT, BODY)
-    (job,) = (await runs.claim_jobs(pool, [handle.id], WORKER, MINUTE)).jobs
+    (job,) = (await claims.claim_jobs(pool, [handle.id], WORKER, MINUTE)).jobs
     assert await headrace.cancel(str(handle.id))
     assert (await handle.get()).state is JobState.RUNNING
-    assert await runs.heartbeat(pool, [job]) == [runs.Kept(job.id, cancel_requested=True)]
+    assert await claims.heartbeat(pool, [job]) == [claims.Kept(job.id, cancel_requested=True)]
 
 
 async def test_there_is_nothing_to_cancel_or_get_of_no_job(headrace: Headrace) -> None:
@@ -92,7 +92,7 @@ async def test_there_is_nothing_to_cancel_or_get_of_no_job(headrace: Headrace) -
 async def test_attempts_tell_how_each_ended(headrace: Headrace, pool: Pool) -> None:
     handle = await headrace.enqueue(CHAT, BODY)
     assert await headrace.attempts(handle.id) == []
-    (job,) = (await runs.claim_jobs(pool, [handle.id], WORKER, MINUTE)).jobs
+    (job,) = (await claims.claim_jobs(pool, [handle.id], WORKER, MINUTE)).jobs
     records = [
         runs.AttemptRecord(job.id, job.run, 1, None, "retried", ErrorClass.RATE_LIMITED, "429"),
         runs.AttemptRecord(job.id, job.run, 2, None, "failed", ErrorClass.AUTH, "401"),

@@ -41,7 +41,18 @@ def run(test: str, copy: Path, servers: Servers) -> subprocess.CompletedProcess[
         "HEADRACE_TEST_POSTGRES_URL": servers.postgres_url,
         "HEADRACE_TEST_REDIS_URL": servers.redis_url,
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"tests/{test}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-x",
+        f"tests/{test}",
+    ]
     return subprocess.run(  # noqa: S603 - our own tests
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
     )

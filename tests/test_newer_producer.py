@@ -10,13 +10,13 @@ import pytest
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import JobState
-from headrace_shared.store import runs
+from headrace_shared.store import claims
+from headrace_shared.store.claims import PLAIN, Abilities, Standing
 from headrace_shared.store.pool import Pool
-from headrace_shared.store.runs import PLAIN, Abilities, Standing
 from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.jobs import Jobs
 from headrace_shared.testing.simulated_provider import SimulatedProvider
-from headrace_workers import worker
+from headrace_workers import claiming
 from headrace_workers.testing import running_worker
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -83,7 +83,7 @@ async def test_a_job_that_nobody_here_knows_is_looked_at_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However many claims others cause meanwhile."""
-    monkeypatch.setattr(worker, "_UNKNOWN_PAUSE", timedelta(hours=1))
+    monkeypatch.setattr(claiming, "_UNKNOWN_PAUSE", timedelta(hours=1))
     unknown = await of_a_newer_producer(jobs, NEED)
     async with running_worker():
         await looked_at(jobs, [unknown])
@@ -102,9 +102,9 @@ async def test_a_worker_that_knows_takes_what_others_put_back(
     async with running_worker():
         await looked_at(jobs, [unknown])
     await clock.advance(PAUSE + timedelta(seconds=1))
-    (found,) = await runs.look_up(pool, [unknown])
+    (found,) = await claims.look_up(pool, [unknown])
     assert found.standing is Standing.UNKNOWN
-    assert (await runs.claim_jobs(pool, [unknown], NEWER, LEASE)).jobs == []
-    (job,) = (await runs.claim_jobs(pool, [unknown], NEWER, LEASE, abilities=KNOWING)).jobs
+    assert (await claims.claim_jobs(pool, [unknown], NEWER, LEASE)).jobs == []
+    (job,) = (await claims.claim_jobs(pool, [unknown], NEWER, LEASE, abilities=KNOWING)).jobs
     assert (job.id, job.run) == (unknown, 1)
     assert (await jobs.row(unknown))["waiting_for"] is None

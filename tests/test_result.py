@@ -18,7 +18,7 @@ from headrace_shared.ids import CallNumber, WorkerId, hold_id
 from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import Cancelled, ErrorClass, Expired, Failed, Failure, Outcome, Succeeded
-from headrace_shared.store import feed, money, runs
+from headrace_shared.store import claims, feed, money, runs
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
 from headrace_shared.usage import Usage
@@ -43,7 +43,7 @@ class Runner:
         self._dispatch = Dispatch(redis)
 
     async def end(self, handle: JobHandle, outcome: Outcome, *, tell: bool = True) -> None:
-        (job,) = (await runs.claim_jobs(self._pool, [handle.id], WORKER, LEASE)).jobs
+        (job,) = (await claims.claim_jobs(self._pool, [handle.id], WORKER, LEASE)).jobs
         conclusions = [await self._answered(job)] if isinstance(outcome, Succeeded) else []
         result = (job.run, CallNumber(1)) if conclusions else None
         end = runs.RunEnd(job.id, job.run, outcome, attempts=1, result=result)

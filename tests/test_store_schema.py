@@ -27,10 +27,11 @@ WEEK = timedelta(days=7)
 RANDOM = re.compile("restrict|pg_attver")
 
 
-def statements() -> list[tuple[str, str]]:
-    package = files("headrace_shared.store").iterdir()
-    names = sorted(entry.name for entry in package if entry.name.endswith(".sql"))
-    return [(file, name) for file in names for name in Statements(file)]
+def statements() -> list[tuple[str, str, str]]:
+    packages = ("headrace_shared.store", "headrace_producer.chaos")
+    found = [(package, entry.name) for package in packages for entry in files(package).iterdir()]
+    named = sorted(one for one in found if one[1].endswith(".sql"))
+    return [(package, file, name) for package, file in named for name in Statements(file, package)]
 
 
 async def add_job(pool: Pool, job_id: JobId | None = None) -> JobId:
@@ -83,10 +84,10 @@ async def partition_of(pool: Pool, job_id: JobId) -> str:
     return str(await pool.fetchval("SELECT tableoid::regclass FROM headrace.jobs WHERE id = $1", job_id))
 
 
-@pytest.mark.parametrize(("file", "name"), statements())
-async def test_every_statement_fits_the_schema(pool: Pool, file: str, name: str) -> None:
+@pytest.mark.parametrize(("package", "file", "name"), statements())
+async def test_every_statement_fits_the_schema(pool: Pool, package: str, file: str, name: str) -> None:
     async with pool.acquire() as connection:
-        await connection.prepare(Statements(file)[name])
+        await connection.prepare(Statements(file, package)[name])
 
 
 @pytest.mark.parametrize(

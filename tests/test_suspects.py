@@ -17,15 +17,12 @@ from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.settings import load_settings
-from headrace_shared.store import runs
+from headrace_shared.store import claims
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.jobs import Jobs, eventually
-from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
+from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_workers import Context, handler
-from headrace_workers.breaker import Breakers
-from headrace_workers.configured import Configured
-from headrace_workers.reaper import Reaper
 from headrace_workers.suspects import MOST, Suspects
 
 pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
@@ -81,19 +78,8 @@ async def processes() -> AsyncIterator[Processes]:
 
 
 @pytest.fixture
-async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    """A provider that does not answer before it is told."""
-    async with ScriptedProvider([completion()]) as scripted:
-        scripted.open.clear()
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
-
-
-@pytest.fixture
-async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
-    configured = await Configured.load(pool)
-    return Reaper(pool, dispatch, budgets, Breakers(dispatch, configured), configured, lease=LEASE)
+def suspects(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Suspects:
+    return Suspects(pool, dispatch, budgets, load_settings(), WORKER)
 
 
 async def suspected(jobs: Jobs, count: int = 1) -> list[JobId]:
@@ -116,23 +102,23 @@ async def until_alone(jobs: Jobs, count: int) -> list[JobId]:
 
 
 async def test_only_the_job_whose_own_process_died_is_quarantined(
-    jobs: Jobs, provider: ScriptedProvider, processes: Processes, clock: Clock
+    jobs: Jobs, silent: ScriptedProvider, processes: Processes, clock: Clock
 ) -> None:
     ids = await jobs.add(3)
     for crash in range(2):
         async with worker(lease_seconds=600) as process:
-            await provider.arrived(3 * (crash + 1))
+            await silent.arrived(3 * (crash + 1))
             process.kill()
             await process.wait()
         await clock.advance(LEASE + timedelta(seconds=1))
     async with worker(lease_seconds=600):
         # One that may use eight slots runs no more of them than this at a time.
-        await provider.arrived(6 + MOST)
+        await silent.arrived(6 + MOST)
         alone = await until_alone(jobs, MOST)
         await processes.kill(alone[0])
         row = await jobs.until(alone[0], lambda row: row["ended_at"] is not None)
         assert (row["error_class"], row["error"], row["crashes"]) == ("quarantined", QUARANTINED, 3)
-        provider.open.set()
+        silent.open.set()
         others = [job_id for job_id in ids if job_id != alone[0]]
         await jobs.ended(others, within=PATIENCE)
     assert await standings(jobs, others) == [("succeeded", None, 2)] * 2
@@ -151,19 +137,19 @@ async def poison(ctx: Context, question: Question) -> Question:
 
 
 async def test_a_handler_that_kills_every_process_ends_and_its_neighbours_succeed(
-    headrace: Headrace, jobs: Jobs, provider: ScriptedProvider, clock: Clock
+    headrace: Headrace, jobs: Jobs, silent: ScriptedProvider, clock: Clock
 ) -> None:
     here = {"PYTHONPATH": str(Path(__file__).parent)}
     neighbours = await jobs.add(2)
     async with worker(environment=here, handlers="test_suspects", lease_seconds=600) as process:
-        await provider.arrived(2)
+        await silent.arrived(2)
         job = await headrace.enqueue("poison", Question(text="Hello"))
         assert await process.wait() == -signal.SIGSEGV
     await clock.advance(LEASE + timedelta(seconds=1))
     async with worker(environment=here, handlers="test_suspects", lease_seconds=600) as process:
         assert await process.wait() == -signal.SIGSEGV
     await clock.advance(LEASE + timedelta(seconds=1))
-    provider.open.set()
+    silent.open.set()
     async with worker(environment=here, handlers="test_suspects", lease_seconds=600) as process:
         endings = await jobs.ended([job.id, *neighbours], within=PATIENCE)
         assert process.returncode is None
@@ -174,11 +160,11 @@ async def test_a_handler_that_kills_every_process_ends_and_its_neighbours_succee
 
 
 async def test_a_worker_that_stops_has_the_suspect_given_back(
-    jobs: Jobs, provider: ScriptedProvider, processes: Processes
+    jobs: Jobs, silent: ScriptedProvider, processes: Processes
 ) -> None:
     (job_id,) = await suspected(jobs)
     async with worker(lease_seconds=600, drain_seconds=0) as process:
-        await provider.arrived(1)
+        await silent.arrived(1)
         pid = await processes.of(job_id)
         process.terminate()
         assert await asyncio.wait_for(process.wait(), PATIENCE.total_seconds()) == 0
@@ -188,47 +174,45 @@ async def test_a_worker_that_stops_has_the_suspect_given_back(
 
 
 async def test_a_suspect_outlives_its_worker(
-    jobs: Jobs, provider: ScriptedProvider, processes: Processes
+    jobs: Jobs, silent: ScriptedProvider, processes: Processes
 ) -> None:
     (job_id,) = await suspected(jobs)
     async with worker(lease_seconds=600) as process:
-        await provider.arrived(1)
+        await silent.arrived(1)
         pid = await processes.of(job_id)
         process.kill()
         await process.wait()
-    provider.open.set()
+    silent.open.set()
     (ending,) = await jobs.ended([job_id], within=PATIENCE)
     assert (ending.job.state, ending.job.crashes) == ("succeeded", 2)
     await gone(pid)
-    assert len(provider.requests) == 1
+    assert len(silent.requests) == 1
 
 
 async def test_a_process_that_died_before_it_had_the_job_condemns_nothing(
-    pool: Pool, jobs: Jobs, processes: Processes, reaper: Reaper, provider: ScriptedProvider
+    pool: Pool, jobs: Jobs, processes: Processes, suspects: Suspects, silent: ScriptedProvider
 ) -> None:
     """Another one has it meanwhile, and lives."""
     (job_id,) = await suspected(jobs)
-    claims = await runs.claim_jobs(pool, [job_id], WorkerId("another"), LEASE, alone=True)
-    assert [job.id for job in claims.jobs] == [job_id]
+    taken = await claims.claim_jobs(pool, [job_id], WorkerId("another"), LEASE, alone=True)
+    assert [job.id for job in taken.jobs] == [job_id]
     freed = asyncio.Event()
-    suspects = Suspects(pool, load_settings(), WORKER, condemn=reaper.condemn)
     assert suspects.take(job_id, freed.set)
     await processes.kill(job_id)
     await freed.wait()
     assert len(suspects) == 0
     assert await standings(jobs, [job_id]) == [("running", None, 2)]
-    assert provider.requests == []
+    assert silent.requests == []
 
 
 async def test_a_worker_that_is_being_stopped_holds_a_killed_process_against_nobody(
-    pool: Pool, jobs: Jobs, processes: Processes, reaper: Reaper, provider: ScriptedProvider
+    jobs: Jobs, processes: Processes, suspects: Suspects, silent: ScriptedProvider
 ) -> None:
     (job_id,) = await suspected(jobs)
     freed = asyncio.Event()
-    suspects = Suspects(pool, load_settings(), WORKER, condemn=reaper.condemn)
     assert suspects.take(job_id, freed.set)
     assert not suspects.take(job_id, freed.set)
-    await provider.arrived(1)
+    await silent.arrived(1)
     suspects.stop()
     await processes.kill(job_id)
     await freed.wait()
@@ -236,12 +220,12 @@ async def test_a_worker_that_is_being_stopped_holds_a_killed_process_against_nob
 
 
 async def test_a_process_that_hangs_without_its_job_is_ended(
-    pool: Pool, jobs: Jobs, processes: Processes, reaper: Reaper
+    pool: Pool, dispatch: Dispatch, budgets: Budgets, jobs: Jobs, processes: Processes
 ) -> None:
     (job_id,) = await suspected(jobs)
     freed = asyncio.Event()
     look = timedelta(milliseconds=500)
-    suspects = Suspects(pool, load_settings(), WORKER, condemn=reaper.condemn, look=look)
+    suspects = Suspects(pool, dispatch, budgets, load_settings(), WORKER, look=look)
     assert suspects.take(job_id, freed.set)
     os.kill(await processes.of(job_id), signal.SIGSTOP)
     await asyncio.wait_for(freed.wait(), PATIENCE.total_seconds())

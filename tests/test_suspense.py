@@ -2,7 +2,6 @@
 
 import asyncio
 from datetime import timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,7 +13,7 @@ from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import CallNumber, HoldId, JobId, Run, Tenant, WorkerId
 from headrace_shared.money import ZERO, NanoUSD, format_usd
 from headrace_shared.outcome import Snoozed, WaitReason
-from headrace_shared.store import money, runs
+from headrace_shared.store import claims, money, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import Conclusion, RunEnd
@@ -42,11 +41,8 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
 
 
 @pytest.fixture
-def command(
-    environment: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capsys, tmp_path)
+def command(environment: None, command: Command) -> Command:
+    return command
 
 
 async def reaper(pool: Pool, dispatch: Dispatch, budgets: Budgets) -> Reaper:
@@ -127,11 +123,11 @@ async def test_who_waits_for_a_budget_goes_on_when_money_was_freed(
     [lost] = await lose(jobs)
     await limit(budgets, HELD)
     [waiting] = await jobs.add(push=False)
-    [claimed] = (await runs.claim_jobs(pool, [waiting], WorkerId("w"), MINUTE)).jobs
+    [claimed] = (await claims.claim_jobs(pool, [waiting], WorkerId("w"), MINUTE)).jobs
     snoozed = RunEnd(waiting, claimed.run, Snoozed(HOUR, WaitReason.BUDGET), 0)
     await runs.finish(pool, WorkerId("w"), 1, conclusions=[], attempts=[], ends=[snoozed])
     assert (await command("settle", lost, "--free")).code == 0
-    assert [job.id for job in (await runs.claim_jobs(pool, [waiting], WorkerId("w"), MINUTE)).jobs] == [
+    assert [job.id for job in (await claims.claim_jobs(pool, [waiting], WorkerId("w"), MINUTE)).jobs] == [
         waiting
     ]
 

@@ -66,7 +66,7 @@ def test_nothing_of_ours_shadows_an_attribute_of_theirs() -> None:
     code = inspect.getsource(ArqWorker.__init__)
     ours = re.findall(r"self\.(\w+) =|self\.(\w+): ", inspect.getsource(Worker.__init__))
     own = {first or second for first, second in ours}
-    assert {"worker_id", "_job_tasks"} <= own
+    assert {"worker_id", "_draining"} <= own
     assert [name for name in own if f"self.{name} " in code or f"self.{name}:" in code] == []
 
 

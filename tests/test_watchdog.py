@@ -18,10 +18,10 @@ from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import WorkerId
 from headrace_shared.job import ClaimedJob
 from headrace_shared.outcome import Outcome, Snoozed, Succeeded, WaitReason
-from headrace_shared.store import runs
+from headrace_shared.store import claims
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.jobs import Jobs, eventually
-from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
+from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_workers.execution import Again, Execution, Run
 from headrace_workers.leases import Leases
 from headrace_workers.steps.lease import Lease
@@ -55,30 +55,20 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-@pytest.fixture
-async def provider(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ScriptedProvider]:
-    """A provider that does not answer before it is told."""
-    async with ScriptedProvider([completion()]) as scripted:
-        scripted.open.clear()
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-scripted")
-        monkeypatch.setenv("OPENAI_BASE_URL", scripted.url)
-        yield scripted
-
-
 @pytest.mark.usefixtures("environment")
 async def test_the_jobs_of_a_worker_whose_loop_stands_still_end_once_and_elsewhere(
-    jobs: Jobs, provider: ScriptedProvider, tmp_path: Path
+    jobs: Jobs, silent: ScriptedProvider, tmp_path: Path
 ) -> None:
     gate, log = tmp_path / "gate", tmp_path / "log"
     os.mkfifo(gate)
     ids = await jobs.add(4, webhook="https://example.com/hook")
     blocking = (sys.executable, "-c", BLOCKING)
     async with worker(blocking, log=log, environment={"GATE": str(gate)}, lease_seconds=1) as blocked:
-        await provider.arrived(4)
+        await silent.arrived(4)
         blocked.send_signal(signal.SIGUSR1)
         async with worker(lease_seconds=1):
-            await provider.arrived(8)
-            provider.open.set()
+            await silent.arrived(8)
+            silent.open.set()
             endings = await jobs.ended(ids, within=PATIENCE)
             # Opened for reading over there: this end can be opened at once, and closing it lets go.
             os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
@@ -93,7 +83,7 @@ async def test_the_jobs_of_a_worker_whose_loop_stands_still_end_once_and_elsewhe
     }
     assert [(await jobs.row(job_id))["result_run"] for job_id in ids] == [2] * 4
     assert [len(await jobs.deliveries(job_id)) for job_id in ids] == [1] * 4
-    assert len(provider.requests) == 9
+    assert len(silent.requests) == 9
     assert await jobs.spend() == await jobs.ledger()
     report = log.read_text()
     assert report.count("in block_the_loop") == 2  # when it was noticed, and when the leases were lost
@@ -164,7 +154,7 @@ async def test_a_loop_that_turns_is_not_reported(reports: Reports) -> None:
 @pytest.fixture
 async def claimed(pool: Pool, jobs: Jobs) -> ClaimedJob:
     (job_id,) = await jobs.add()
-    return (await runs.claim_jobs(pool, [job_id], WorkerId("here"), LEASE)).jobs[0]
+    return (await claims.claim_jobs(pool, [job_id], WorkerId("here"), LEASE)).jobs[0]
 
 
 class Road:

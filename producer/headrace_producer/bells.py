@@ -10,9 +10,9 @@ from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Listener, Redis
 from headrace_shared.errors import DispatchError
 from headrace_shared.ids import JobId
-from headrace_shared.store import runs
+from headrace_shared.store import claims
+from headrace_shared.store.claims import Standing
 from headrace_shared.store.pool import UNREACHABLE, Pool
-from headrace_shared.store.runs import Standing
 
 _LISTEN_SECONDS = 60.0
 _RECONNECT_SECONDS = 1.0
@@ -108,7 +108,7 @@ class Bells:
             self._ask_now.clear()
             asked = list(self._bells)
             with suppress(*UNREACHABLE):
-                found = await runs.look_up(self._pool, asked) if asked else []
+                found = await claims.look_up(self._pool, asked) if asked else []
                 under_way = {one.id for one in found if one.standing is not Standing.ENDED}
                 for job_id in set(asked) - under_way:
                     self._set(job_id)

@@ -17,7 +17,7 @@ from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import ClaimedJob
 from headrace_shared.logs import Occasional
 from headrace_shared.outcome import ErrorClass, WaitReason
-from headrace_shared.store import feed, runs
+from headrace_shared.store import claims, feed
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_workers.leases import Leases
 
@@ -44,7 +44,7 @@ class Heartbeat:
         interrupt: Interrupt,
         introduce: Callable[[], tuple[str, int, tuple[str, ...]]],
         follow: Callable[[int], Awaitable[None]],
-        leases: Leases | None = None,
+        leases: Leases,
     ) -> None:
         self._pool = pool
         self._dispatch = dispatch
@@ -54,7 +54,7 @@ class Heartbeat:
         self._interrupt = interrupt
         self._introduce = introduce
         self._follow = follow
-        self._leases = leases or Leases()
+        self._leases = leases
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -93,7 +93,7 @@ class Heartbeat:
         held = dict(self._running)
         if not held:
             return
-        kept = await runs.heartbeat(self._pool, list(held.values()))
+        kept = await claims.heartbeat(self._pool, list(held.values()))
         for one in kept:
             if one.cancel_requested and one.id in self._running:
                 self._interrupt(one.id, ErrorClass.CANCELLED)

@@ -13,13 +13,13 @@ from datetime import timedelta
 from headrace_shared.budgets import Budgets, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable
-from headrace_shared.ids import HoldId, JobId, WorkerId
+from headrace_shared.ids import HoldId
 from headrace_shared.job import JobState
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.policy import SuspenseRule
-from headrace_shared.store import feed, runs
+from headrace_shared.store import feed, lost
+from headrace_shared.store.lost import Reaped
 from headrace_shared.store.pool import Pool
-from headrace_shared.store.runs import Reaped
 from headrace_shared.store.suspense import BY_RULE, Decision, Meant, settle_suspense
 from headrace_workers.breaker import Breakers
 from headrace_workers.configured import Configured
@@ -71,7 +71,7 @@ class Reaper:
 
     async def _reap_jobs(self) -> None:
         longest = max([self._lease, *self._configured.now.configuration.lane_leases().values()])
-        reaped = await runs.reap(self._pool, spare=longest)
+        reaped = await lost.reap(self._pool, spare=longest)
         if not reaped:
             return
         _logger.warning(
@@ -86,17 +86,8 @@ class Reaper:
         await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
         await self._announce([job for job in reaped if job.state is not JobState.QUEUED])
 
-    async def condemn(self, job_id: JobId, worker: WorkerId, how: str) -> bool:
-        """Quarantine a job whose own process was seen to die; false when it is not its run any more."""
-        condemned = await runs.quarantine(self._pool, job_id, worker, how)
-        if condemned is None:
-            return False
-        await self._budgets.rebuild()
-        await self._announce([condemned])
-        return True
-
     async def _expire_jobs(self) -> None:
-        expired = await runs.expire(self._pool)
+        expired = await lost.expire(self._pool)
         if expired:
             _logger.info("%d jobs expired", len(expired), extra={"action": "expire", "jobs": len(expired)})
             await self._announce(expired)
@@ -105,7 +96,7 @@ class Reaper:
         await self._dispatch.finish([(Entry(job.queue, job.id), None) for job in ended])
 
     async def _settle_orphans(self) -> None:
-        await self._settle_suspended(await runs.suspend_orphans(self._pool))
+        await self._settle_suspended(await lost.suspend_orphans(self._pool))
 
     async def _settle_suspended(self, holds: Mapping[HoldId, NanoUSD]) -> None:
         await self._budgets.settle([Settlement(hold, ZERO, amount) for hold, amount in holds.items()])
@@ -130,7 +121,7 @@ class Reaper:
         expired = await self._budgets.expired_holds()
         if not expired:
             return
-        ledger = await runs.holds_in_ledger(self._pool, expired)
+        ledger = await lost.holds_in_ledger(self._pool, expired)
         leaked: list[Settlement] = []
         for hold in expired:
             known = ledger.get(hold)

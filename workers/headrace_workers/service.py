@@ -20,6 +20,7 @@ from headrace_shared.settings import Settings
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open_pool
 from headrace_workers.breaker import Breakers
+from headrace_workers.claiming import Claiming
 from headrace_workers.clients import Clients
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Execution, Road, Step
@@ -33,6 +34,7 @@ from headrace_workers.leases import Leases
 from headrace_workers.probes import Probes
 from headrace_workers.reach import Reach, check_at_start
 from headrace_workers.reaper import Reaper
+from headrace_workers.running import Running
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
 from headrace_workers.steps.guard import Guard
@@ -137,22 +139,18 @@ async def open_worker(
             parts.pool, parts.dispatch, parts.budgets, parts.breakers, parts.configured, lease=settings.lease
         )
         reach = Reach(parts.pool, parts.redis, parts.budgets, worker_id)
+        running = Running(parts.running, execution_of(parts), parts.telemetry.metrics)
+        suspects = Suspects(parts.pool, parts.dispatch, parts.budgets, settings, worker_id)
         worker = Worker(
             redis_url=settings.require_redis(),
             worker_id=worker_id,
             slots=settings.concurrency,
-            lanes=settings.served_lanes or None,
             lease=settings.lease,
             drain=settings.drain,
-            pool=parts.pool,
-            dispatch=parts.dispatch,
             reach=reach,
-            configured=parts.configured,
-            running=parts.running,
-            execution=execution_of(parts),
-            suspects=Suspects(parts.pool, settings, worker_id, condemn=reaper.condemn),
-            metrics=parts.telemetry.metrics,
-            handlers=parts.handlers,
+            claiming=_claiming(settings, parts, worker_id, running, suspects),
+            running=running,
+            suspects=suspects,
             burst=burst,
             handle_signals=handle_signals,
         )
@@ -164,6 +162,23 @@ async def open_worker(
             await stack.enter_async_context(_services(settings, parts, worker, reaper, reach))
             ready.started = True
             yield worker
+
+
+def _claiming(
+    settings: Settings, parts: Parts, worker_id: WorkerId, running: Running, suspects: Suspects
+) -> Claiming:
+    return Claiming(
+        parts.pool,
+        parts.dispatch,
+        parts.configured,
+        parts.telemetry.metrics,
+        worker=worker_id,
+        lanes=settings.served_lanes or None,
+        lease=settings.lease,
+        running=running,
+        suspects=suspects,
+        handlers=parts.handlers,
+    )
 
 
 class _Readiness:
@@ -188,11 +203,11 @@ async def _services(
         parts.pool,
         parts.dispatch,
         worker.worker_id,
-        shortest_lease=worker.shortest_lease,
+        shortest_lease=worker.claiming.shortest_lease,
         running=parts.running,
-        interrupt=worker.interrupt,
-        introduce=lambda: (socket.gethostname(), settings.concurrency, tuple(worker.lanes())),
-        follow=worker.follow,
+        interrupt=worker.running.interrupt,
+        introduce=lambda: (socket.gethostname(), settings.concurrency, tuple(worker.claiming.lanes())),
+        follow=worker.claiming.follow,
         leases=parts.leases,
     )
     await heartbeat.beat()
@@ -209,7 +224,7 @@ async def _services(
     for service in services:
         service.add_done_callback(lambda task: _watch(task, worker))
     watchdog = Watchdog(
-        asyncio.get_running_loop(), worker.shortest_lease, parts.telemetry.metrics.loop_stalled
+        asyncio.get_running_loop(), worker.claiming.shortest_lease, parts.telemetry.metrics.loop_stalled
     )
     try:
         with watchdog.watching():
@@ -277,7 +292,7 @@ def _deliverer(settings: Settings, parts: Parts, worker: Worker) -> Deliverer:
         parts.pool,
         sender,
         policy,
-        doorbell=worker.callback_bell,
+        doorbell=worker.running.callback_bell,
         metrics=parts.telemetry.metrics,
         margin=settings.lease,
     )

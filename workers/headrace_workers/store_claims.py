@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from headrace_shared.ids import JobId, Lane, WorkerId
-from headrace_shared.store import runs
+from headrace_shared.store import claims
+from headrace_shared.store.claims import Abilities, Claims
 from headrace_shared.store.pool import UNREACHABLE, Pool
-from headrace_shared.store.runs import PLAIN, Abilities, Claims
 
 MOST = 50
 """Jobs that are claimed at a time."""
@@ -25,7 +25,7 @@ _random = random.SystemRandom()
 class StoreClaims:
     """What a worker claims with when it has no Redis to ask."""
 
-    def __init__(self, pool: Pool, worker: WorkerId, abilities: Abilities = PLAIN) -> None:
+    def __init__(self, pool: Pool, worker: WorkerId, abilities: Abilities) -> None:
         self._pool = pool
         self._worker = worker
         self._abilities = abilities
@@ -48,7 +48,7 @@ class StoreClaims:
 
         """
         began = time.monotonic()
-        due = await runs.pick_due(self._pool, lanes, min(slots, MOST))
+        due = await claims.pick_due(self._pool, lanes, min(slots, MOST), abilities=self._abilities)
         by_lease: dict[timedelta, list[JobId]] = {}
         for one in due:
             if one.suspect:
@@ -59,7 +59,7 @@ class StoreClaims:
         for lease, ids in by_lease.items():
             # In order: two workers that picked the same rows must not wait for each other.
             try:
-                claims = await runs.claim_jobs(
+                taken = await claims.claim_jobs(
                     self._pool, sorted(ids), self._worker, lease, abilities=self._abilities
                 )
             except UNREACHABLE:
@@ -67,7 +67,7 @@ class StoreClaims:
                 if not found.jobs:
                     raise
                 break
-            found = Claims(found.jobs + claims.jobs, claims.configuration or found.configuration)
+            found = Claims(found.jobs + taken.jobs, taken.configuration or found.configuration)
         self._took = time.monotonic() - began
         return found
 

@@ -13,14 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from headrace_shared.budgets import Budgets
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import JobId, WorkerId, uuid7
 from headrace_shared.settings import Settings
-from headrace_shared.store import runs
+from headrace_shared.store import claims, lost
 from headrace_shared.store.pool import UNREACHABLE, Pool
 
 _logger = logging.getLogger(__name__)
@@ -33,8 +35,6 @@ COULD_NOT_RUN = 75
 
 _GRACE = timedelta(seconds=10)
 _PAUSE = 1.0
-
-Condemn = Callable[[JobId, WorkerId, str], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,10 @@ class Suspects:
 
     Args:
         pool: where the rows are.
+        dispatch: where a condemned job's id is taken out.
+        budgets: their counters start from the ledger after a death.
         settings: of this worker; the processes have the same, with a single slot.
         worker: this worker; they claim under names that begin with its own.
-        condemn: ends the job whose process died, unless it does not run there any more.
         look: how often it is looked whether a process has its job; one without is ended in the end.
 
     """
@@ -62,16 +63,18 @@ class Suspects:
     def __init__(
         self,
         pool: Pool,
+        dispatch: Dispatch,
+        budgets: Budgets,
         settings: Settings,
         worker: WorkerId,
         *,
-        condemn: Condemn,
         look: timedelta = timedelta(seconds=30),
     ) -> None:
         self._pool = pool
+        self._dispatch = dispatch
+        self._budgets = budgets
         self._settings = settings
         self._worker = worker
-        self._condemn = condemn
         self._look = look.total_seconds()
         self._lone: dict[JobId, asyncio.Task[None]] = {}
         self._processes: dict[JobId, _Lone] = {}
@@ -100,6 +103,19 @@ class Suspects:
         self._lone[job_id] = task
         task.add_done_callback(lambda done: self._forget(job_id, done))
         task.add_done_callback(lambda _: ended())
+        return True
+
+    async def condemn(self, job_id: JobId, worker: WorkerId, how: str) -> bool:
+        """Quarantine a job whose own process was seen to die; false when it is not its run any more."""
+        condemned = await lost.quarantine(self._pool, job_id, worker, how)
+        if condemned is None:
+            return False
+        try:
+            await self._budgets.rebuild()
+            await self._dispatch.finish([(Entry(condemned.queue, condemned.id), None)])
+        except (DispatchUnavailable, *UNREACHABLE):
+            # The row has it: whoever claims the id finds that it has ended.
+            self._budgets.distrust()
         return True
 
     def stop(self) -> None:
@@ -167,20 +183,22 @@ class Suspects:
             if done:
                 return lone.exit.result()
             with contextlib.suppress(*UNREACHABLE):
-                idle = 0 if await runs.is_run_by(self._pool, lone.job, lone.worker) else idle + 1
+                idle = 0 if await claims.is_run_by(self._pool, lone.job, lone.worker) else idle + 1
             if idle > 1:
                 _logger.warning("process %d has lost job %s and does not end", lone.process.pid, lone.job)
                 lone.process.kill()
+                await lone.exit
+                return COULD_NOT_RUN  # not its job's doing, even if it has claimed that meanwhile
 
     async def _condemned(self, lone: _Lone, how: str) -> bool:
         # After its lease the row is the reaper's; until then nobody else can have it.
         until = time.monotonic() + self._settings.lease.total_seconds()
         while True:
             try:
-                return await self._condemn(lone.job, lone.worker, how)
-            except (DispatchUnavailable, *UNREACHABLE) as error:
+                return await self.condemn(lone.job, lone.worker, how)
+            except UNREACHABLE as error:
                 if time.monotonic() >= until:
-                    _logger.warning("a lone process died (%s), and the servers are away: %s", how, error)
+                    _logger.warning("a lone process died (%s), and the store is away: %s", how, error)
                     return False
             await asyncio.sleep(_PAUSE)
 

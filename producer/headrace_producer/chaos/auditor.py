@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
 
@@ -23,6 +24,16 @@ _LOOK = timedelta(milliseconds=500)
 """How late a recovery may be seen: from one look at the store to the next."""
 _SLACK = timedelta(seconds=1)
 """A statement is under way for so long at most between its snapshot and its commit."""
+_CLOCKS = timedelta(milliseconds=50)
+"""How far the clock of the store and that of a receiver may be apart."""
+
+
+class Verdict(StrEnum):
+    """What a run says about one invariant."""
+
+    KEPT = "kept"
+    BROKEN = "broken"
+    NOT_CHECKED = "not checked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,12 @@ class Finding:
     claim: str
     checks: int
     violations: Sequence[str]
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.violations:
+            return Verdict.BROKEN
+        return Verdict.KEPT if self.checks else Verdict.NOT_CHECKED
 
 
 def audit(evidence: Evidence) -> list[Finding]:
@@ -196,9 +213,6 @@ def _callbacks(evidence: Evidence) -> _Checked:
         f"a callback of job {one.job} was not signed well" for one in evidence.received if not one.verified
     ]
     return checks, found
-
-
-_CLOCKS = timedelta(milliseconds=50)
 
 
 def _recovery(evidence: Evidence) -> _Checked:

@@ -4,34 +4,13 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
+from headrace_producer.chaos import redis_keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.testing.clock import script
 
 KEY_MARK = "idem."
 """How every idempotency key of a run begins."""
-
-_FIND = """
-local found = {}
-local function look(key, text)
-    for _, word in ipairs(ARGV) do
-        if string.find(text, word, 1, true) then found[#found + 1] = key return end
-    end
-end
-for _, key in ipairs(redis.call('KEYS', 'headrace:*')) do
-    look(key, key)
-    local kind = redis.call('TYPE', key).ok
-    if kind == 'string' then look(key, redis.call('GET', key)) end
-    local values = kind == 'hash' and redis.call('HGETALL', key)
-        or kind == 'zset' and redis.call('ZRANGE', key, 0, -1)
-        or kind == 'set' and redis.call('SMEMBERS', key)
-        or kind == 'list' and redis.call('LRANGE', key, 0, -1)
-        or {}
-    for _, value in ipairs(values) do look(key, value) end
-end
-return found
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +45,7 @@ class Canaries:
 
     async def in_redis(self, redis: Redis) -> list[str]:
         """Name the keys in Redis that hold any of it."""
-        found = cast("list[bytes]", await redis.evaluate(script(_FIND), (), list(self.of_stores)))
-        return [key.decode(errors="replace") for key in found]
+        return await redis_keys.find(redis, list(self.of_stores))
 
     def in_files(self, files: Iterable[Path]) -> tuple[int, list[str]]:
         """Return how many files were searched, and what was found in which."""

@@ -5,7 +5,7 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from headrace_producer.console import Console
 from headrace_producer.interrupts import cancel_on_signals
 from headrace_shared.errors import HeadraceError, InvalidConfiguration
 from headrace_shared.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from headrace_producer.chaos.performance import Options
 
 _INTERRUPTED = 130
 _SHORTEST, _LONGEST = 0.25, 24 * 60.0
@@ -39,30 +42,30 @@ def chaos(
 ) -> None:
     """Run jobs under faults that a seed chooses, and check that none is lost, ended or paid for twice.
 
-    Without HEADRACE_POSTGRES_URL and HEADRACE_REDIS_URL it starts servers of its own. Given ones must be
-    empty of Headrace; only chaos' own processes and connections are disturbed there.
+    Without HEADRACE_POSTGRES_URL and HEADRACE_REDIS_URL it starts servers of its own; with them it runs
+    against empty servers of yours: it refuses a Redis database with any key of Headrace, and a Postgres
+    database with other live workers, unfinished jobs or a configuration. Only chaos' own processes and
+    connections are disturbed there.
     """
     console = Console(as_json)
     if list_faults:
         raise typer.Exit(_list(console))
     if not _SHORTEST <= minutes <= _LONGEST:
         raise InvalidConfiguration(where="--minutes", reason=f"must be from {_SHORTEST:g} to {_LONGEST:,.0f}")
-    chosen = seed if seed is not None else secrets.randbelow(1_000_000)
+    # Here, so that every other command starts without the parts of this one.
+    from headrace_producer.chaos.faults import choose  # noqa: PLC0415
+    from headrace_producer.chaos.performance import Options  # noqa: PLC0415
+    from headrace_producer.chaos.servers import are_given  # noqa: PLC0415
+
     settings = load_settings()
+    names = None if faults is None else [name.strip() for name in faults.split(",")]
+    chosen = choose(names, own_servers=not are_given(settings), allow_server_faults=allow_server_faults)
+    number = seed if seed is not None else secrets.randbelow(1_000_000)
+    options = Options(number, minutes, chosen, workers, rate)
+    if not options.events():
+        raise InvalidConfiguration(where="--minutes", reason="is too short for any of these faults")
     try:
-        code = asyncio.run(
-            _chaos(
-                console,
-                settings,
-                seed=chosen,
-                minutes=minutes,
-                wanted=faults,
-                workers=workers,
-                rate=rate,
-                allowed=allow_server_faults,
-                keep=keep,
-            )
-        )
+        code = asyncio.run(_chaos(console, settings, options, keep=keep))
     except asyncio.CancelledError:
         typer.echo("headrace: stopped; everything that was started has ended", err=True)
         code = _INTERRUPTED
@@ -78,32 +81,18 @@ def _list(console: Console) -> int:
     return 0
 
 
-async def _chaos(
-    console: Console,
-    settings: Settings,
-    *,
-    seed: int,
-    minutes: float,
-    wanted: str | None,
-    workers: int,
-    rate: float,
-    allowed: bool,
-    keep: bool,
-) -> int:
-    # Here, so that every other command starts without the parts of this one.
-    from headrace_producer.chaos import faults, report, servers  # noqa: PLC0415
-    from headrace_producer.chaos.performance import Options, perform  # noqa: PLC0415
+async def _chaos(console: Console, settings: Settings, options: "Options", *, keep: bool) -> int:
+    from headrace_producer.chaos import report  # noqa: PLC0415 - as above
+    from headrace_producer.chaos.performance import perform  # noqa: PLC0415
     from headrace_producer.chaos.screen import Screen  # noqa: PLC0415
 
-    names = None if wanted is None else [name.strip() for name in wanted.split(",")]
-    chosen = faults.choose(names, own_servers=not servers.are_given(settings), allow_server_faults=allowed)
     cancel_on_signals()
     directory = Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
     screen = Screen(stderr=console.as_json)
-    screen.event(f"seed {seed}, {minutes:g} minutes, {len(chosen)} kinds of faults")
+    screen.event(f"seed {options.seed}, {options.minutes:g} minutes, {len(options.faults)} kinds of faults")
     kept = True
     try:
-        ending = await perform(Options(seed, minutes, chosen, workers, rate), settings, directory, screen)
+        ending = await perform(options, settings, directory, screen)
         kept = keep or not ending.good
     except (HeadraceError, asyncio.CancelledError):
         kept = False

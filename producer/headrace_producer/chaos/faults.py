@@ -28,36 +28,61 @@ class Needs(StrEnum):
     OWN_SERVERS = "servers of its own"
 
 
-class Act(StrEnum):
-    """What is done, other than to a network."""
+class WorkerAct(StrEnum):
+    """What is done to a worker."""
 
-    WORKER_KILL = "worker-kill"
-    WORKER_FREEZE = "worker-freeze"
-    WORKER_REPLACE = "worker-replace"
-    WORKER_CLOCK_AHEAD = "worker-clock-ahead"
-    WORKER_CLOCK_BEHIND = "worker-clock-behind"
-    PRODUCER_KILL = "producer-kill"
-    PRODUCER_KILL_BEFORE_PUSH = "producer-kill-before-push"
+    KILL = "worker-kill"
+    FREEZE = "worker-freeze"
+    REPLACE = "worker-replace"
+    CLOCK_AHEAD = "worker-clock-ahead"
+    CLOCK_BEHIND = "worker-clock-behind"
+
+
+class ProducerAct(StrEnum):
+    """What is done to a producer."""
+
+    KILL = "producer-kill"
+    KILL_BEFORE_PUSH = "producer-kill-before-push"
+
+
+class ServerAct(StrEnum):
+    """What is done to a server that may be anybody's."""
+
+    TERMINATE_BACKENDS = "terminate-backends"
+    FLUSHALL = "flushall"
+    OOM = "oom"
+    CLIENT_PAUSE = "client-pause"
+
+
+class OwnServerAct(StrEnum):
+    """What is done to the process or the data of a server that chaos started itself."""
+
     POSTGRES_RESTART = "postgres-restart"
     POSTGRES_OUTAGE = "postgres-outage"
     POSTGRES_FREEZE = "postgres-freeze"
-    TERMINATE_BACKENDS = "terminate-backends"
     REDIS_KILL = "redis-kill"
     REDIS_LOSE = "redis-lose"
     REDIS_ROLLBACK = "redis-rollback"
     REDIS_OUTAGE = "redis-outage"
-    FLUSHALL = "flushall"
-    OOM = "oom"
-    CLIENT_PAUSE = "client-pause"
-    PROVIDER_OUTAGE = "provider-outage"
-    PROVIDER_RATE_LIMIT = "provider-429"
-    PROVIDER_HANG = "provider-hang"
-    PROVIDER_CUT = "provider-cut"
-    PROVIDER_GARBAGE = "provider-garbage"
-    PROVIDER_SLOW = "provider-slow"
-    RECEIVER_ERRORS = "receiver-500"
-    RECEIVER_HANG = "receiver-hang"
-    RECEIVER_RESET = "receiver-reset"
+
+
+class ProviderAct(StrEnum):
+    """How the provider behaves."""
+
+    OUTAGE = "provider-outage"
+    RATE_LIMIT = "provider-429"
+    HANG = "provider-hang"
+    CUT = "provider-cut"
+    GARBAGE = "provider-garbage"
+    SLOW = "provider-slow"
+
+
+class ReceiverAct(StrEnum):
+    """How a receiver behaves."""
+
+    ERRORS = "receiver-500"
+    HANG = "receiver-hang"
+    RESET = "receiver-reset"
 
 
 class Wire(StrEnum):
@@ -92,28 +117,43 @@ class Way(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkAct:
+    """What is done to whose network."""
+
+    wire: Wire
+    way: Way
+
+    def __str__(self) -> str:
+        return f"{self.wire}-{self.way}"
+
+
+Act = WorkerAct | ProducerAct | ServerAct | OwnServerAct | ProviderAct | ReceiverAct | NetworkAct
+"""What is done; as a text it is the fault's name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that can be done, and for how many seconds."""
 
-    name: str
+    act: Act
     about: str
-    act: Act | Wire
     victim: Victim
     shortest: float
     longest: float
     needs: Needs = Needs.NOTHING
-    way: Way | None = None
-    """Of a network fault."""
     weight: int = 1
     """How often it is drawn where others are drawn once."""
 
     @property
+    def name(self) -> str:
+        return str(self.act)
+
+    @property
     def is_away(self) -> bool:
         """True when a worker cannot reach a server while it lasts, so that recovery may wait for its end."""
-        return self.victim in (Victim.POSTGRES, Victim.REDIS) or self.way in (
-            Way.WORKER_POSTGRES,
-            Way.WORKER_REDIS,
-        )
+        if isinstance(self.act, NetworkAct):
+            return self.act.way in (Way.WORKER_POSTGRES, Way.WORKER_REDIS)
+        return self.victim in (Victim.POSTGRES, Victim.REDIS)
 
 
 _ON_NETWORKS: Mapping[Wire, str] = {
@@ -127,155 +167,103 @@ _ON_NETWORKS: Mapping[Wire, str] = {
     Wire.BANDWIDTH: "little passes at a time",
 }
 
-_ACTS = (
+_ON_OTHERS = (
+    Fault(WorkerAct.KILL, "kill -9 a worker, and start another", Victim.WORKER, 1, 4, weight=4),
     Fault(
-        "worker-kill", "kill -9 a worker, and start another", Act.WORKER_KILL, Victim.WORKER, 1, 4, weight=4
-    ),
-    Fault(
-        "worker-freeze",
+        WorkerAct.FREEZE,
         "stop a worker for longer than its lease, and let it go on",
-        Act.WORKER_FREEZE,
         Victim.WORKER,
         4.5,
         7,
         weight=3,
     ),
-    Fault("worker-replace", "SIGTERM a worker, and start another", Act.WORKER_REPLACE, Victim.WORKER, 1, 2),
+    Fault(WorkerAct.REPLACE, "SIGTERM a worker, and start another", Victim.WORKER, 1, 2),
+    Fault(WorkerAct.CLOCK_AHEAD, "a worker whose clock is an hour ahead", Victim.WORKER, 7, 12),
+    Fault(WorkerAct.CLOCK_BEHIND, "a worker whose clock is an hour behind", Victim.WORKER, 7, 12),
+    Fault(ProducerAct.KILL, "kill -9 a producer, and start another", Victim.PRODUCER, 1, 3),
     Fault(
-        "worker-clock-ahead",
-        "a worker whose clock is an hour ahead",
-        Act.WORKER_CLOCK_AHEAD,
-        Victim.WORKER,
-        7,
-        12,
-    ),
-    Fault(
-        "worker-clock-behind",
-        "a worker whose clock is an hour behind",
-        Act.WORKER_CLOCK_BEHIND,
-        Victim.WORKER,
-        7,
-        12,
-    ),
-    Fault("producer-kill", "kill -9 a producer, and start another", Act.PRODUCER_KILL, Victim.PRODUCER, 1, 3),
-    Fault(
-        "producer-kill-before-push",
+        ProducerAct.KILL_BEFORE_PUSH,
         "kill -9 a producer that has committed jobs and not yet told Redis",
-        Act.PRODUCER_KILL_BEFORE_PUSH,
         Victim.PRODUCER,
         1.5,
         3,
     ),
     Fault(
-        "postgres-restart",
+        OwnServerAct.POSTGRES_RESTART,
         "stop PostgreSQL as a crash would, and start it",
-        Act.POSTGRES_RESTART,
         Victim.POSTGRES,
         0.5,
         1,
         Needs.OWN_SERVERS,
     ),
     Fault(
-        "postgres-outage",
+        OwnServerAct.POSTGRES_OUTAGE,
         "PostgreSQL is away for ten seconds",
-        Act.POSTGRES_OUTAGE,
         Victim.POSTGRES,
         10,
         10,
         Needs.OWN_SERVERS,
     ),
     Fault(
-        "postgres-freeze",
-        "PostgreSQL answers nothing",
-        Act.POSTGRES_FREEZE,
-        Victim.POSTGRES,
-        2,
-        6,
-        Needs.OWN_SERVERS,
+        OwnServerAct.POSTGRES_FREEZE, "PostgreSQL answers nothing", Victim.POSTGRES, 2, 6, Needs.OWN_SERVERS
     ),
     Fault(
-        "terminate-backends",
+        ServerAct.TERMINATE_BACKENDS,
         "end PostgreSQL's sessions, again and again",
-        Act.TERMINATE_BACKENDS,
         Victim.POSTGRES,
         2,
         4,
         Needs.LEAVE,
     ),
     Fault(
-        "redis-kill",
+        OwnServerAct.REDIS_KILL,
         "kill -9 Redis, and start it with its data",
-        Act.REDIS_KILL,
         Victim.REDIS,
         0.5,
         1,
         Needs.OWN_SERVERS,
     ),
     Fault(
-        "redis-lose",
-        "kill -9 Redis, and start it empty",
-        Act.REDIS_LOSE,
-        Victim.REDIS,
-        0.5,
-        1,
-        Needs.OWN_SERVERS,
+        OwnServerAct.REDIS_LOSE, "kill -9 Redis, and start it empty", Victim.REDIS, 0.5, 1, Needs.OWN_SERVERS
     ),
     Fault(
-        "redis-rollback",
+        OwnServerAct.REDIS_ROLLBACK,
         "kill -9 Redis, and start it with older data",
-        Act.REDIS_ROLLBACK,
         Victim.REDIS,
         4,
         8,
         Needs.OWN_SERVERS,
     ),
     Fault(
-        "redis-outage",
+        OwnServerAct.REDIS_OUTAGE,
         "Redis is away for fifteen seconds",
-        Act.REDIS_OUTAGE,
         Victim.REDIS,
         15,
         15,
         Needs.OWN_SERVERS,
     ),
-    Fault(
-        "flushall",
-        "everything in Redis is deleted",
-        Act.FLUSHALL,
-        Victim.REDIS,
-        0.5,
-        1,
-        Needs.LEAVE,
-        weight=2,
-    ),
-    Fault("oom", "Redis has no memory left for writes", Act.OOM, Victim.REDIS, 2, 6, Needs.LEAVE),
-    Fault("client-pause", "Redis answers nobody", Act.CLIENT_PAUSE, Victim.REDIS, 2, 6, Needs.LEAVE),
-    Fault("provider-outage", "every call is answered 503", Act.PROVIDER_OUTAGE, Victim.PROVIDER, 3, 6),
-    Fault(
-        "provider-429",
-        "most calls are answered 429 with Retry-After",
-        Act.PROVIDER_RATE_LIMIT,
-        Victim.PROVIDER,
-        3,
-        6,
-    ),
-    Fault("provider-hang", "some calls are never answered", Act.PROVIDER_HANG, Victim.PROVIDER, 3, 6),
-    Fault("provider-cut", "some answers end in the middle", Act.PROVIDER_CUT, Victim.PROVIDER, 3, 6),
-    Fault("provider-garbage", "some answers are unreadable", Act.PROVIDER_GARBAGE, Victim.PROVIDER, 3, 6),
-    Fault("provider-slow", "answers take seconds", Act.PROVIDER_SLOW, Victim.PROVIDER, 3, 6),
-    Fault("receiver-500", "a receiver answers 500", Act.RECEIVER_ERRORS, Victim.RECEIVER, 3, 6),
-    Fault("receiver-hang", "a receiver answers nothing", Act.RECEIVER_HANG, Victim.RECEIVER, 3, 6),
-    Fault("receiver-reset", "a receiver resets connections", Act.RECEIVER_RESET, Victim.RECEIVER, 3, 6),
+    Fault(ServerAct.FLUSHALL, "everything in Redis is deleted", Victim.REDIS, 0.5, 1, Needs.LEAVE, weight=2),
+    Fault(ServerAct.OOM, "Redis has no memory left for writes", Victim.REDIS, 2, 6, Needs.LEAVE),
+    Fault(ServerAct.CLIENT_PAUSE, "Redis answers nobody", Victim.REDIS, 2, 6, Needs.LEAVE),
+    Fault(ProviderAct.OUTAGE, "every call is answered 503", Victim.PROVIDER, 3, 6),
+    Fault(ProviderAct.RATE_LIMIT, "most calls are answered 429 with Retry-After", Victim.PROVIDER, 3, 6),
+    Fault(ProviderAct.HANG, "some calls are never answered", Victim.PROVIDER, 3, 6),
+    Fault(ProviderAct.CUT, "some answers end in the middle", Victim.PROVIDER, 3, 6),
+    Fault(ProviderAct.GARBAGE, "some answers are unreadable", Victim.PROVIDER, 3, 6),
+    Fault(ProviderAct.SLOW, "answers take seconds", Victim.PROVIDER, 3, 6),
+    Fault(ReceiverAct.ERRORS, "a receiver answers 500", Victim.RECEIVER, 3, 6),
+    Fault(ReceiverAct.HANG, "a receiver answers nothing", Victim.RECEIVER, 3, 6),
+    Fault(ReceiverAct.RESET, "a receiver resets connections", Victim.RECEIVER, 3, 6),
 )
 
 
 def _network_fault(wire: Wire, way: Way) -> Fault:
     about = f"{_ON_NETWORKS[wire]} between one {way.of} and {way.to}"
-    return Fault(f"{wire}-{way}", about, wire, way.of, 3, 7, way=way)
+    return Fault(NetworkAct(wire, way), about, way.of, 3, 7)
 
 
 FAULTS: Mapping[str, Fault] = {
-    fault.name: fault for fault in (*_ACTS, *(_network_fault(wire, way) for way in Way for wire in Wire))
+    fault.name: fault for fault in (*_ON_OTHERS, *(_network_fault(wire, way) for way in Way for wire in Wire))
 }
 """Every fault by its name."""
 
@@ -304,7 +292,7 @@ def choose(
         found = [fault for fault in FAULTS.values() if fnmatchcase(fault.name, name)]
         for fault in found:
             if not may_be_done(fault):
-                raise InvalidConfiguration(where="--faults", reason=_refusal(fault))
+                raise InvalidConfiguration(where="--faults", reason=refusal(fault))
             chosen[fault.name] = fault
         if not found:
             raise InvalidConfiguration(
@@ -313,7 +301,8 @@ def choose(
     return tuple(chosen.values())
 
 
-def _refusal(fault: Fault) -> str:
+def refusal(fault: Fault) -> str:
+    """Say why a fault may not be done to servers that are given."""
     if fault.needs is Needs.LEAVE:
         return (
             f"{fault.name} is done to a whole server, and yours may serve others too: "

@@ -6,14 +6,27 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import assert_never
 
-from headrace_producer.chaos.faults import Act, Victim, Wire
+from headrace_producer.chaos.faults import (
+    NetworkAct,
+    OwnServerAct,
+    ProducerAct,
+    ProviderAct,
+    ReceiverAct,
+    ServerAct,
+    Victim,
+    Way,
+    Wire,
+    WorkerAct,
+    refusal,
+)
 from headrace_producer.chaos.members import Member
 from headrace_producer.chaos.schedule import Event
 from headrace_producer.chaos.screen import Screen
 from headrace_producer.chaos.stage import CALM, LEASE, Receiver, Stage
 from headrace_producer.chaos.watcher import Watcher
-from headrace_shared.errors import HeadraceError
+from headrace_shared.errors import HeadraceError, InvalidConfiguration
 from headrace_shared.testing import server_faults
 from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.network_faults import (
@@ -34,22 +47,14 @@ _STORM_SECONDS = 0.4
 _BEFORE_PUSH_SECONDS = 0.7
 """A producer whose way to Redis is closed has committed jobs by then that it has not pushed."""
 
-_BEHAVIOURS = {
-    Act.PROVIDER_OUTAGE: replace(CALM, outage=True),
-    Act.PROVIDER_RATE_LIMIT: replace(CALM, rate_limited=0.7, retry_after=timedelta(seconds=1)),
-    Act.PROVIDER_HANG: replace(CALM, hang=0.3),
-    Act.PROVIDER_CUT: replace(CALM, cut=0.4),
-    Act.PROVIDER_GARBAGE: replace(CALM, garbage=0.4),
-    Act.PROVIDER_SLOW: replace(CALM, latency=timedelta(seconds=2)),
-}
-
 
 class Injector:
     """Does to a stage what a schedule says."""
 
     def __init__(self, stage: Stage, watcher: Watcher, screen: Screen) -> None:
-        self.done = 0
-        self.failed: list[str] = []
+        self.done: list[str] = []
+        """The names of the faults that were carried out."""
+        self.not_done: list[str] = []
         """Faults that could not be carried out, in words."""
         self._stage = stage
         self._watcher = watcher
@@ -71,120 +76,137 @@ class Injector:
                 await asyncio.sleep(max(0.0, start + event.seconds - time.monotonic()))
         except (HeadraceError, OSError, TimeoutError) as error:
             # One fault can be in the way of another: the server to be flushed is away.
-            self.failed.append(f"{event.fault.name}: {error}")
+            self.not_done.append(f"{event.fault.name}: {error}")
             self._screen.event(f"{_whom(event)}: {event.fault.name} could not be done: {error}")
         else:
-            self.done += 1
+            self.done.append(event.fault.name)
         if event.fault.is_away:
             # After its own start PostgreSQL spares all leases for one lease.
             spared = LEASE.total_seconds() if event.fault.victim is Victim.POSTGRES else 0.0
             self._watcher.away.append((start, time.monotonic() + spared))
 
-    def _caused(self, event: Event) -> AbstractAsyncContextManager[None]:
+    def _caused(self, event: Event) -> AbstractAsyncContextManager[None]:  # noqa: PLR0911 - one of each
         """Return what causes the fault when it is entered, and ends it when it is left."""
-        fault = event.fault
-        if isinstance(fault.act, Wire) and fault.way is not None:
-            member = self._stage.members(fault.way.of)[event.victim - 1]
-            return member.ways[fault.way].during(_network_fault(fault.act, event))
-        if isinstance(fault.act, Wire):
-            raise TypeError(fault)
-        match fault.victim:
-            case Victim.WORKER | Victim.PRODUCER:
-                return self._of_a_process(fault.act, self._stage.members(fault.victim)[event.victim - 1])
-            case Victim.POSTGRES | Victim.REDIS:
-                return self._of_a_server(fault.act, event)
-            case Victim.PROVIDER:
-                return self._of_the_provider(_BEHAVIOURS[fault.act])
-            case Victim.RECEIVER:
-                return _of_a_receiver(fault.act, self._stage.receivers[event.victim - 1])
-
-    @asynccontextmanager
-    async def _of_a_process(self, act: Act, member: Member) -> AsyncGenerator[None]:
-        async with member.one_at_a_time, self._of_a_free_process(act, member):
-            yield
-
-    @asynccontextmanager
-    async def _of_a_free_process(self, act: Act, member: Member) -> AsyncGenerator[None]:
+        act, number = event.fault.act, event.victim - 1
         match act:
-            case Act.WORKER_FREEZE:
-                member.freeze()
-                try:
-                    yield
-                finally:
-                    member.thaw()
-                return
-            case Act.WORKER_KILL:
-                await self._watcher.kill(member)
-            case Act.WORKER_REPLACE:
-                await member.end()
-            case Act.WORKER_CLOCK_AHEAD | Act.WORKER_CLOCK_BEHIND:
-                await member.end()
-                await member.start(skewed_by=_HOUR if act is Act.WORKER_CLOCK_AHEAD else -_HOUR)
-            case Act.PRODUCER_KILL_BEFORE_PUSH:
-                way = next(proxy for way, proxy in member.ways.items() if way.to is Victim.REDIS)
-                async with way.during(BlackHole()):
-                    await asyncio.sleep(_BEFORE_PUSH_SECONDS)
-                    await member.kill()
+            case NetworkAct():
+                way = self._stage.with_way(act.way)[number].ways[act.way]
+                return way.during(_network_fault(act.wire, event))
+            case WorkerAct():
+                return self._of_a_worker(act, self._stage.workers[number])
+            case ProducerAct():
+                return self._of_a_producer(act, self._stage.producers[number])
+            case ServerAct():
+                return self._of_a_server(act, event)
+            case OwnServerAct():
+                return self._of_an_own_server(act, self._own_servers(event), event)
+            case ProviderAct():
+                return self._of_the_provider(_behaviour(act))
+            case ReceiverAct():
+                return _of_a_receiver(act, self._stage.receivers[number])
             case _:
-                await member.kill()
-        yield
-        await member.end()
-        await member.start()
+                assert_never(act)
+
+    def _own_servers(self, event: Event) -> OwnServers:
+        own = self._stage.servers.own
+        if own is None:
+            raise InvalidConfiguration(where="--faults", reason=refusal(event.fault))
+        return own
 
     @asynccontextmanager
-    async def _of_a_server(self, act: Act, event: Event) -> AsyncGenerator[None]:
+    async def _of_a_worker(self, act: WorkerAct, worker: Member) -> AsyncGenerator[None]:
+        async with worker.one_at_a_time:
+            match act:
+                case WorkerAct.FREEZE:
+                    worker.freeze()
+                    try:
+                        yield
+                    finally:
+                        worker.thaw()
+                    return
+                case WorkerAct.KILL:
+                    await self._watcher.kill(worker)
+                case WorkerAct.REPLACE:
+                    await worker.end()
+                case WorkerAct.CLOCK_AHEAD | WorkerAct.CLOCK_BEHIND:
+                    await worker.end()
+                    await worker.start(skewed_by=_HOUR if act is WorkerAct.CLOCK_AHEAD else -_HOUR)
+                case _:
+                    assert_never(act)
+            yield
+            await worker.end()
+            await worker.start()
+
+    @asynccontextmanager
+    async def _of_a_producer(self, act: ProducerAct, producer: Member) -> AsyncGenerator[None]:
+        async with producer.one_at_a_time:
+            match act:
+                case ProducerAct.KILL:
+                    await producer.kill()
+                case ProducerAct.KILL_BEFORE_PUSH:
+                    async with producer.ways[Way.PRODUCER_REDIS].during(BlackHole()):
+                        await asyncio.sleep(_BEFORE_PUSH_SECONDS)
+                        await producer.kill()
+                case _:
+                    assert_never(act)
+            yield
+            await producer.end()
+            await producer.start()
+
+    @asynccontextmanager
+    async def _of_a_server(self, act: ServerAct, event: Event) -> AsyncGenerator[None]:
         servers = self._stage.servers
         match act:
-            case Act.FLUSHALL:
+            case ServerAct.FLUSHALL:
                 await server_faults.flush_redis(servers.redis_url)
                 yield
-            case Act.CLIENT_PAUSE:
+            case ServerAct.CLIENT_PAUSE:
                 await server_faults.pause_redis(servers.redis_url, timedelta(seconds=event.seconds))
                 yield
-            case Act.OOM:
+            case ServerAct.OOM:
                 async with server_faults.out_of_memory(servers.redis_url):
                     yield
-            case Act.TERMINATE_BACKENDS:
+            case ServerAct.TERMINATE_BACKENDS:
+                await server_faults.terminate_backends(servers.postgres_url)
                 storm = asyncio.create_task(self._storm())
                 try:
                     yield
                 finally:
                     storm.cancel()
                     await asyncio.gather(storm, return_exceptions=True)
-            case _ if servers.own is not None:
-                async with self._of_an_own_server(act, servers.own, event):
-                    yield
             case _:
-                raise TypeError(act)
+                assert_never(act)
 
     async def _storm(self) -> None:
         while True:
+            await asyncio.sleep(_STORM_SECONDS)
             with suppress(HeadraceError, OSError):
                 await server_faults.terminate_backends(self._stage.servers.postgres_url)
-            await asyncio.sleep(_STORM_SECONDS)
 
     @asynccontextmanager
-    async def _of_an_own_server(self, act: Act, own: OwnServers, event: Event) -> AsyncGenerator[None]:
+    async def _of_an_own_server(
+        self, act: OwnServerAct, own: OwnServers, event: Event
+    ) -> AsyncGenerator[None]:
         match act:
-            case Act.POSTGRES_RESTART | Act.POSTGRES_OUTAGE:
+            case OwnServerAct.POSTGRES_RESTART | OwnServerAct.POSTGRES_OUTAGE:
                 async with server_faults.postgres_down(own):
                     yield
-            case Act.POSTGRES_FREEZE:
+            case OwnServerAct.POSTGRES_FREEZE:
                 async with server_faults.frozen_postgres(own):
                     yield
-            case Act.REDIS_KILL | Act.REDIS_OUTAGE:
+            case OwnServerAct.REDIS_KILL | OwnServerAct.REDIS_OUTAGE:
                 async with server_faults.valkey_down(own):
                     yield
-            case Act.REDIS_LOSE:
+            case OwnServerAct.REDIS_LOSE:
                 async with server_faults.valkey_down(own, "lost"):
                     yield
-            case Act.REDIS_ROLLBACK:
+            case OwnServerAct.REDIS_ROLLBACK:
                 folder = self._stage.directory / f"snapshot-{event.at:.0f}"
                 older = await server_faults.take_snapshot(own, folder)
                 yield
                 await server_faults.restart_valkey(own, older)
             case _:
-                raise TypeError(act)
+                assert_never(act)
 
     @asynccontextmanager
     async def _of_the_provider(self, behaviour: Behaviour) -> AsyncGenerator[None]:
@@ -196,35 +218,63 @@ class Injector:
 
 
 @asynccontextmanager
-async def _of_a_receiver(act: Act, receiver: Receiver) -> AsyncGenerator[None]:
+async def _of_a_receiver(act: ReceiverAct, receiver: Receiver) -> AsyncGenerator[None]:
     match act:
-        case Act.RECEIVER_ERRORS:
+        case ReceiverAct.ERRORS:
             receiver.inner.answer(500)
             try:
                 yield
             finally:
                 receiver.inner.answer(200)
-        case Act.RECEIVER_HANG:
+        case ReceiverAct.HANG:
             async with receiver.proxy.during(BlackHole()):
                 yield
-        case _:
+        case ReceiverAct.RESET:
             async with receiver.proxy.during(Reset()):
                 yield
+        case _:
+            assert_never(act)
 
 
-def _network_fault(wire: Wire, event: Event) -> NetworkFault:
-    late = timedelta(milliseconds=250)
-    faults: dict[Wire, NetworkFault] = {
-        Wire.LATENCY: Latency(late, jitter=late, seed=round(event.at * 100)),
-        Wire.DROP: Drop(),
-        Wire.BLACK_HOLE: BlackHole(),
-        Wire.HALF_OPEN: HalfOpen(),
-        Wire.ONE_WAY: OneWay(),
-        Wire.RESET: Reset(),
-        Wire.TRUNCATE: Truncate(after=700),
-        Wire.BANDWIDTH: Bandwidth(bytes_per_second=4000),
-    }
-    return faults[wire]
+def _behaviour(act: ProviderAct) -> Behaviour:
+    match act:
+        case ProviderAct.OUTAGE:
+            return replace(CALM, outage=True)
+        case ProviderAct.RATE_LIMIT:
+            return replace(CALM, rate_limited=0.7, retry_after=timedelta(seconds=1))
+        case ProviderAct.HANG:
+            return replace(CALM, hang=0.3)
+        case ProviderAct.CUT:
+            return replace(CALM, cut=0.4)
+        case ProviderAct.GARBAGE:
+            return replace(CALM, garbage=0.4)
+        case ProviderAct.SLOW:
+            return replace(CALM, latency=timedelta(seconds=2))
+        case _:
+            assert_never(act)
+
+
+def _network_fault(wire: Wire, event: Event) -> NetworkFault:  # noqa: PLR0911 - one of each
+    match wire:
+        case Wire.LATENCY:
+            late = timedelta(milliseconds=250)
+            return Latency(late, jitter=late, seed=round(event.at * 100))
+        case Wire.DROP:
+            return Drop()
+        case Wire.BLACK_HOLE:
+            return BlackHole()
+        case Wire.HALF_OPEN:
+            return HalfOpen()
+        case Wire.ONE_WAY:
+            return OneWay()
+        case Wire.RESET:
+            return Reset()
+        case Wire.TRUNCATE:
+            return Truncate(after=700)
+        case Wire.BANDWIDTH:
+            return Bandwidth(bytes_per_second=4000)
+        case _:
+            assert_never(wire)
 
 
 def _whom(event: Event) -> str:

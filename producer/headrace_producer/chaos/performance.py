@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_producer.beside import beside
-from headrace_producer.chaos import members
+from headrace_producer.chaos import members, records
 from headrace_producer.chaos.auditor import audit
 from headrace_producer.chaos.evidence import Calm, Evidence, collect
 from headrace_producer.chaos.faults import Fault, Victim
@@ -19,6 +19,7 @@ from headrace_producer.chaos.screen import Screen
 from headrace_producer.chaos.servers import open_servers
 from headrace_producer.chaos.stage import PRODUCERS, Plan, Stage, open_stage
 from headrace_producer.chaos.watcher import Watcher
+from headrace_producer.chaos.work import TENANTS
 from headrace_shared.errors import HeadraceError
 from headrace_shared.money import NanoUSD
 from headrace_shared.settings import Settings
@@ -48,11 +49,8 @@ class Options:
 
     def events(self) -> tuple[Event, ...]:
         """Return what is done when: the same for the same options."""
-        victims = {Victim.WORKER: self.workers, Victim.PRODUCER: PRODUCERS, Victim.RECEIVER: _RECEIVERS}
+        victims = {Victim.WORKER: self.workers, Victim.PRODUCER: PRODUCERS, Victim.RECEIVER: TENANTS}
         return schedule(self.seed, self.seconds, self.faults, victims)
-
-
-_RECEIVERS = 4
 
 
 async def perform(options: Options, settings: Settings, directory: Path, screen: Screen) -> Report:
@@ -138,8 +136,7 @@ async def _until_registered(stage: Stage) -> None:
     async def are_there() -> bool:
         for worker in stage.workers:
             worker.check()
-        row = await stage.pool.fetchrow("SELECT count(*) AS workers FROM headrace.workers")
-        return row is not None and row["workers"] >= len(stage.workers)
+        return await records.count_workers(stage.pool) >= len(stage.workers)
 
     if not await _wait(are_there, _START_SECONDS):
         raise TimeoutError("the workers did not start in time")
@@ -155,12 +152,11 @@ async def _wait(condition: Callable[[], Awaitable[bool]], seconds: float) -> boo
 
 
 def _report(options: Options, injector: Injector, evidence: Evidence) -> Report:
-    events = options.events()
     return Report(
         seed=options.seed,
         minutes=options.minutes,
-        faults=injector.done,
-        kinds=len({event.fault.name for event in events}),
+        done=injector.done,
+        not_done=injector.not_done,
         jobs=len(evidence.jobs),
         calls=len(evidence.booked),
         callbacks=len(evidence.received),

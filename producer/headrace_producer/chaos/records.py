@@ -1,72 +1,17 @@
 """What chaos reads of the store: while a run goes on, and once for the audit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
+
 from headrace_producer.chaos.work import Tenants
 from headrace_shared.store.pool import Connection, Database
+from headrace_shared.store.sql import Statements
 
-_BUDGETS = """
-SELECT b.scope, b.limit_nano AS limit,
-       (SELECT coalesce(sum(s.settled_nano + s.suspense_nano), 0) FROM headrace.spend s
-        WHERE s.scope = b.scope AND s.window_name = 'total')
-     + (SELECT coalesce(sum(c.held_nano), 0) FROM headrace.calls c
-        WHERE c.state = 'open' AND b.scope = ANY(c.scopes)) AS used
-FROM headrace.budgets b WHERE b.window_kind = 'total'
-"""
-
-_HOLDINGS = """
-SELECT id AS job, run, worker, headrace.now() AS at FROM headrace.jobs
-WHERE state = 'running' AND tenant = ANY($1::text[])
-"""
-
-_STILL_HELD = """
-SELECT count(*) AS held FROM headrace.jobs j JOIN unnest($1::uuid[], $2::int[]) AS held(id, run) USING (id)
-WHERE j.run = held.run AND j.state = 'running'
-"""
-
-_ENDINGS = """
-SELECT j.id AS job, j.state, j.run, j.result_run, j.result_call, j.ended_at, md5(c.answer) AS answer
-FROM headrace.jobs j
-LEFT JOIN headrace.calls c ON c.job_id = j.id AND c.run = j.result_run AND c.call = j.result_call
-WHERE j.tenant = ANY($1::text[]) AND j.ended_at > $2
-"""
-
-_PROGRESS = """
-SELECT count(*) AS jobs, count(*) FILTER (WHERE ended_at IS NOT NULL) AS ended,
-       count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
-       count(*) FILTER (WHERE state = 'failed') AS failed,
-       count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
-       count(*) FILTER (WHERE state = 'running') AS running,
-       (SELECT count(*) FROM headrace.deliveries
-        WHERE state = 'pending' AND tenant = ANY($1::text[])) AS undelivered,
-       (SELECT count(*) FROM headrace.calls WHERE state = 'open' AND tenant = ANY($1::text[])) AS open_calls
-FROM headrace.jobs WHERE tenant = ANY($1::text[])
-"""
-
-_JOBS = """
-SELECT j.id, i.key, j.tenant, j.state, j.run, j.attempts, j.crashes, j.result_run, j.result_call,
-       j.webhook IS NOT NULL AS has_webhook, j.ended_at, j.waiting_for, j.error_class
-FROM headrace.jobs j LEFT JOIN headrace.idempotency i ON i.job_id = j.id
-WHERE j.tenant = ANY($1::text[])
-"""
-
-_CALLS = """
-SELECT job_id AS job, run, call, state, error_class, request_id, cost_nano AS cost,
-       suspense_nano AS suspense, opened_at, ended_at
-FROM headrace.calls WHERE tenant = ANY($1::text[])
-"""
-
-_ATTEMPTS = """
-SELECT a.job_id AS job, a.run, a.worker FROM headrace.attempts a JOIN headrace.jobs j ON j.id = a.job_id
-WHERE j.tenant = ANY($1::text[])
-"""
-
-_DELIVERIES = """
-SELECT id, job_id AS job, state FROM headrace.deliveries WHERE tenant = ANY($1::text[])
-"""
+_SQL = Statements("chaos.sql", "headrace_producer.chaos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +116,12 @@ class DeliveryRow:
 
 async def budgets(database: Database) -> list[tuple[str, int, int]]:
     """Return of each budget its scope, what is used or held of it, and its limit: all of one moment."""
-    rows = await database.fetch(_BUDGETS)
+    rows = await database.fetch(_SQL["budgets"])
     return [(str(row["scope"]), int(row["used"]), int(row["limit"])) for row in rows]
 
 
 async def holdings(database: Database, tenants: Tenants) -> list[Holding]:
-    return [Holding(**row) for row in await database.fetch(_HOLDINGS, tenants.all)]
+    return [Holding(**row) for row in await database.fetch(_SQL["holdings"], tenants.all)]
 
 
 async def held_by(database: Database, tenants: Tenants, pid: int) -> list[Holding]:
@@ -186,30 +131,47 @@ async def held_by(database: Database, tenants: Tenants, pid: int) -> list[Holdin
 
 
 async def still_held(database: Database, held: Sequence[Holding]) -> int:
-    row = await database.fetchrow(_STILL_HELD, [one.job for one in held], [one.run for one in held])
+    row = await database.fetchrow(_SQL["still_held"], [one.job for one in held], [one.run for one in held])
     return int(row["held"]) if row else 0
 
 
 async def endings(database: Database, tenants: Tenants, since: datetime) -> list[Ending]:
-    return [Ending(**row) for row in await database.fetch(_ENDINGS, tenants.all, since)]
+    return [Ending(**row) for row in await database.fetch(_SQL["endings"], tenants.all, since)]
 
 
 async def progress(database: Database, tenants: Tenants) -> Progress:
-    row = await database.fetchrow(_PROGRESS, tenants.all)
+    row = await database.fetchrow(_SQL["progress"], tenants.all)
     return Progress(**dict(row.items())) if row else Progress()
 
 
+async def count_workers(database: Database) -> int:
+    row = await database.fetchrow(_SQL["workers"])
+    return int(row["workers"]) if row else 0
+
+
+async def somebodys(connection: Connection, source: str) -> Mapping[str, int]:
+    """Count what others have there: `workers` alive, `jobs` not ended, `configurations` not of the source.
+
+    Nothing is there while the schema is not.
+    """
+    try:
+        row = await connection.fetchrow(_SQL["somebodys"], source)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return {}
+    return dict(row.items()) if row else {}
+
+
 async def all_jobs(database: Connection, tenants: Tenants) -> list[JobRow]:
-    return [JobRow(**row) for row in await database.fetch(_JOBS, tenants.all)]
+    return [JobRow(**row) for row in await database.fetch(_SQL["jobs"], tenants.all)]
 
 
 async def all_calls(database: Connection, tenants: Tenants) -> list[CallRow]:
-    return [CallRow(**row) for row in await database.fetch(_CALLS, tenants.all)]
+    return [CallRow(**row) for row in await database.fetch(_SQL["calls"], tenants.all)]
 
 
 async def all_attempts(database: Connection, tenants: Tenants) -> list[AttemptRow]:
-    return [AttemptRow(**row) for row in await database.fetch(_ATTEMPTS, tenants.all)]
+    return [AttemptRow(**row) for row in await database.fetch(_SQL["attempts"], tenants.all)]
 
 
 async def all_deliveries(database: Connection, tenants: Tenants) -> list[DeliveryRow]:
-    return [DeliveryRow(**row) for row in await database.fetch(_DELIVERIES, tenants.all)]
+    return [DeliveryRow(**row) for row in await database.fetch(_SQL["deliveries"], tenants.all)]

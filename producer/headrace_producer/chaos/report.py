@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace_producer.chaos.auditor import Finding
+from headrace_producer.chaos.auditor import Finding, Verdict
 from headrace_producer.chaos.screen import Screen
 from headrace_shared.money import NanoUSD, format_usd
 
 _SHOWN = 5
+_TOLERATED = 0.25
+"""The share of faults that may turn out impossible, because another one was in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +18,10 @@ class Report:
 
     seed: int
     minutes: float
-    faults: int
-    kinds: int
-    """Different faults among them."""
+    done: Sequence[str]
+    """The names of the faults that were carried out."""
+    not_done: Sequence[str]
+    """Faults that could not be carried out, in words."""
     jobs: int
     calls: int
     callbacks: int
@@ -32,14 +35,28 @@ class Report:
 
     @property
     def good(self) -> bool:
-        return not any(finding.violations for finding in self.findings)
+        return not self.gaps and not any(finding.violations for finding in self.findings)
+
+    @property
+    def gaps(self) -> list[str]:
+        """Say why the run proves nothing, whatever was found."""
+        gaps: list[str] = []
+        if not self.jobs:
+            gaps.append("no job was accepted")
+        if not self.done:
+            gaps.append("no fault was done")
+        elif len(self.not_done) > _TOLERATED * (len(self.done) + len(self.not_done)):
+            gaps.append(f"{len(self.not_done)} faults could not be done, and only {len(self.done)} were")
+        return gaps
 
     def as_json(self) -> dict[str, object]:
         """Return it as an object; amounts are nano-USD."""
         return {
             "seed": self.seed,
             "minutes": self.minutes,
-            "faults": self.faults,
+            "good": self.good,
+            "done": len(self.done),
+            "not_done": len(self.not_done),
             "jobs": self.jobs,
             "calls": self.calls,
             "callbacks": self.callbacks,
@@ -47,22 +64,22 @@ class Report:
             "suspense_nano_usd": self.suspense,
             "standstill_seconds": round(self.standstill[0], 1),
             "invariants": {
-                finding.invariant: {"checks": finding.checks, "violations": len(finding.violations)}
+                finding.invariant: {
+                    "checks": finding.checks,
+                    "violations": len(finding.violations),
+                    "verdict": finding.verdict,
+                }
                 for finding in self.findings
             },
         }
 
 
 def show(report: Report, screen: Screen) -> None:
-    """Print the table, the sums, and the first violations of each invariant."""
-    widest = max(len(finding.claim) for finding in report.findings)
-    screen.show(f"\n{'':4} {'invariant':{widest}} {'checks':>10} {'violations':>11}")
-    for finding in report.findings:
-        line = f"{finding.invariant:4} {finding.claim:{widest}}"
-        screen.show(f"{line} {finding.checks:>10,} {len(finding.violations):>11,}")
+    """Print the table, the sums, the first violations of each invariant, and what was not done."""
+    _show_findings(report.findings, screen)
     screen.show(
         f"\n{report.jobs:,} jobs, {report.calls:,} calls, {report.callbacks:,} callbacks, "
-        f"{report.faults} faults of {report.kinds} kinds, "
+        f"{len(report.done)} faults of {len(set(report.done))} kinds, {len(report.not_done)} not done, "
         f"cost {format_usd(report.cost)}, suspense {format_usd(report.suspense)}"
     )
     lines, dials = report.busiest
@@ -70,7 +87,23 @@ def show(report: Report, screen: Screen) -> None:
     seconds, until = report.standstill
     screen.show(f"the longest standstill: {seconds:.0f} s, until {until // 60:.0f}:{until % 60:02.0f}")
     for finding in report.findings:
-        for violation in finding.violations[:_SHOWN]:
-            screen.show(f"{finding.invariant}: {violation}")
-        if len(finding.violations) > _SHOWN:
-            screen.show(f"{finding.invariant}: and {len(finding.violations) - _SHOWN:,} more")
+        _show_first(finding.invariant, finding.violations, screen)
+    _show_first("not done", report.not_done, screen)
+    for gap in report.gaps:
+        screen.show(f"this run proves nothing: {gap}")
+
+
+def _show_findings(findings: Sequence[Finding], screen: Screen) -> None:
+    widest = max(len(finding.claim) for finding in findings)
+    screen.show(f"\n{'':4} {'invariant':{widest}} {'checks':>10} {'violations':>11}")
+    for finding in findings:
+        checked = finding.verdict is not Verdict.NOT_CHECKED
+        found = f"{len(finding.violations):,}" if checked else finding.verdict
+        screen.show(f"{finding.invariant:4} {finding.claim:{widest}} {finding.checks:>10,} {found:>11}")
+
+
+def _show_first(what: str, sentences: Sequence[str], screen: Screen) -> None:
+    for sentence in sentences[:_SHOWN]:
+        screen.show(f"{what}: {sentence}")
+    if len(sentences) > _SHOWN:
+        screen.show(f"{what}: and {len(sentences) - _SHOWN:,} more")

@@ -5,27 +5,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import asyncpg
-
+from headrace_producer.chaos import records, redis_keys
 from headrace_producer.servers import own_servers
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.settings import Settings
 from headrace_shared.store import migrate
 from headrace_shared.store.pool import Connection, connect
-from headrace_shared.testing.clock import script
 from headrace_shared.testing.server_faults import OwnServers
 
 SOURCE = "headrace chaos"
 """Who applied the configuration of a run."""
-
-_SOMEBODYS = """
-SELECT (SELECT count(*) FROM headrace.workers WHERE alive_until > headrace.now()) AS workers,
-       (SELECT count(*) FROM headrace.jobs WHERE ended_at IS NULL) AS jobs,
-       (SELECT count(*) FROM headrace.configurations WHERE source <> $1) AS configurations
-"""
-_KEYS = "return #redis.call('KEYS', 'headrace:*')"
-_FORGET = "for _, key in ipairs(redis.call('KEYS', 'headrace:*')) do redis.call('DEL', key) end return 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +56,13 @@ async def open_servers(settings: Settings, directory: Path) -> AsyncGenerator[Se
         try:
             yield given
         finally:
-            await redis.evaluate(script(_FORGET))
+            await redis_keys.forget(redis)
     finally:
         await redis.close()
 
 
 async def _check_redis(redis: Redis) -> None:
-    if await redis.evaluate(script(_KEYS)) != 0:
+    if await redis_keys.count(redis) != 0:
         raise InvalidConfiguration(
             where="HEADRACE_REDIS_URL",
             reason="somebody uses Headrace there: give chaos an empty database, as redis://host/15",
@@ -86,7 +76,7 @@ async def _check_postgres(url: str) -> None:
         if found:
             raise InvalidConfiguration(
                 where="HEADRACE_POSTGRES_URL",
-                reason=f"somebody uses Headrace there ({found}): give chaos a database of its own",
+                reason=f"somebody uses Headrace there ({found}): give chaos an empty database",
             )
         await migrate.migrate(connection)
     finally:
@@ -95,11 +85,6 @@ async def _check_postgres(url: str) -> None:
 
 async def _somebodys(connection: Connection) -> str | None:
     """Say what is there that is not chaos' own; None for a database that it may use."""
-    try:
-        row = await connection.fetchrow(_SOMEBODYS, SOURCE)
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        return None
-    if row is None:
-        return None
+    found = await records.somebodys(connection, SOURCE)
     words = {"workers": "live workers", "jobs": "unfinished jobs", "configurations": "a configuration"}
-    return next((text for name, text in words.items() if row[name]), None)
+    return next((text for name, text in words.items() if found.get(name)), None)

@@ -38,16 +38,13 @@ def shift(seconds: int) -> None:
     def gmtime(given: float | None = None, /) -> time.struct_time:
         return utc(of_day() + seconds if given is None else given)
 
-    shifted: dict[str, object] = {
-        "time": lambda: of_day() + seconds,
-        "time_ns": lambda: of_day_ns() + seconds * 1_000_000_000,
-        "localtime": localtime,
-        "gmtime": gmtime,
-    }
-    for name, function in shifted.items():
-        setattr(time, name, function)
-    for name in ("datetime",):
-        setattr(dt, name, _Shifted)
+    time.__dict__.update(
+        time=lambda: of_day() + seconds,
+        time_ns=lambda: of_day_ns() + seconds * 1_000_000_000,
+        localtime=localtime,
+        gmtime=gmtime,
+    )
+    dt.__dict__.update(datetime=_Shifted)
 
 
 def main() -> None:

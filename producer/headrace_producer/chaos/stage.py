@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,11 +17,10 @@ from headrace_producer.chaos.members import Member, Part
 from headrace_producer.chaos.servers import SOURCE, Servers
 from headrace_producer.chaos.work import Tenants
 from headrace_producer.processes import WORKER
-from headrace_shared import webhooks
+from headrace_producer.receivers import verifying_receiver
 from headrace_shared.budgets import Budgets
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.ids import Tenant
 from headrace_shared.money import NanoUSD
 from headrace_shared.store import configurations
 from headrace_shared.store.money import BudgetPolicy, WindowKind
@@ -109,8 +108,8 @@ class Stage:
     def ack_files(self) -> list[Path]:
         return [_ack_file(self.directory, number) for number in range(1, PRODUCERS + 1)]
 
-    def members(self, kind: Victim) -> tuple[Member, ...]:
-        return self.workers if kind is Victim.WORKER else self.producers
+    def with_way(self, way: Way) -> list[Member]:
+        return [member for member in (*self.workers, *self.producers) if way in member.ways]
 
     def raised_limit(self) -> NanoUSD:
         """What the tenant that waits for its budget gets in the end."""
@@ -185,16 +184,8 @@ async def _remove_budgets(stage: Stage) -> None:
 
 
 async def _receiver(tenant: str, master: str, stack: AsyncExitStack) -> Receiver:
-    secret = webhooks.tenant_secret(master.encode(), Tenant(tenant))
-    inner = await stack.enter_async_context(WebhookReceiver(verify=_verifier(secret), path=f"/{tenant}"))
+    inner = await stack.enter_async_context(verifying_receiver(tenant, master))
     return Receiver(tenant, inner, await stack.enter_async_context(FaultProxy(inner.url)))
-
-
-def _verifier(secret: str) -> Callable[[bytes, Mapping[str, str]], None]:
-    def verify(body: bytes, headers: Mapping[str, str]) -> None:
-        webhooks.verify(body, headers, secret)
-
-    return verify
 
 
 def _environment(canaries: Canaries, spans: SpanCollector) -> dict[str, str]:

@@ -13,6 +13,9 @@ MAX_TOKENS = 60
 BATCH = 12
 """Jobs that are asked for in one transaction."""
 
+_ROLES = ("free", "second", "waits", "rejected")
+TENANTS = len(_ROLES)
+
 _LANES = ("interactive", "default", "batch")
 _WORDS = ("grain", "flour", "sluice", "wheel", "stone", "river", "weir", "pond")
 
@@ -34,7 +37,7 @@ class Tenants:
 
     @classmethod
     def of(cls, run: str) -> "Tenants":
-        return cls(run, *(f"{run}-{name}" for name in ("free", "second", "waits", "rejected")))
+        return cls(run, *(f"{run}-{name}" for name in _ROLES))
 
     @property
     def all(self) -> tuple[str, ...]:

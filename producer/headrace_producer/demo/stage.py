@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,13 @@ from headrace_producer.demo.fleet import workers
 from headrace_producer.demo.ledger import worker_of
 from headrace_producer.demo.screen import Screen
 from headrace_producer.processes import Child
+from headrace_producer.receivers import verifying_receiver
 from headrace_producer.servers import own_servers
-from headrace_shared import webhooks
 from headrace_shared.budgets import Budgets
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.embedded import EmbeddedServers
-from headrace_shared.ids import Tenant
 from headrace_shared.settings import load_settings
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import Pool, open_pool
@@ -76,7 +75,8 @@ async def open_stage(plan: Plan, directory: Path, screen: Screen) -> AsyncGenera
         await configurations.apply(pool, configuration, "headrace demo")
         master = secrets.token_hex(32)
         receivers = {
-            tenant: await stack.enter_async_context(_receiver(tenant, master)) for tenant in plan.tenants
+            tenant: await stack.enter_async_context(verifying_receiver(tenant, master))
+            for tenant in plan.tenants
         }
         environment = _environment(plan, servers, master)
         fleet = await stack.enter_async_context(workers(plan.workers, environment, directory))
@@ -88,18 +88,6 @@ async def open_stage(plan: Plan, directory: Path, screen: Screen) -> AsyncGenera
         pids = " and ".join(str(worker.pid) for worker in fleet)
         screen.event(f"{plan.workers} worker(s) of {plan.slots} slots run: pid {pids}")
         yield stage
-
-
-def _receiver(tenant: str, master: str) -> WebhookReceiver:
-    secret = webhooks.tenant_secret(master.encode(), Tenant(tenant))
-    return WebhookReceiver(verify=_verifier(secret), path=f"/{tenant}")
-
-
-def _verifier(secret: str) -> Callable[[bytes, Mapping[str, str]], None]:
-    def verify(body: bytes, headers: Mapping[str, str]) -> None:
-        webhooks.verify(body, headers, secret)
-
-    return verify
 
 
 def _client(servers: EmbeddedServers) -> Headrace:

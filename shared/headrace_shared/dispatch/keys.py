@@ -9,6 +9,9 @@ from urllib.parse import quote, unquote
 from headrace_shared.ids import JobId, Lane, RouteName, Tenant
 from headrace_shared.job import Queue
 
+ALL = "headrace:*"
+"""The pattern of every key."""
+
 ACTIVE = "headrace:active:"
 """+ lane: ZSET of queue names by virtual time; queues that may have a job due."""
 

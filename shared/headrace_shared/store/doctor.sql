@@ -14,7 +14,7 @@ SELECT current_setting('server_version_num')::int AS version,
 SELECT (SELECT count(*) FROM headrace.workers WHERE alive_until > headrace.now()) AS workers,
     coalesce(min(week) FILTER (WHERE to_regclass('headrace.' || parent || '_' || to_char(
         headrace.now() AT TIME ZONE 'UTC' + week * interval '7 days', 'IYYY"w"IW')) IS NULL), 5) AS weeks
-FROM generate_series(0, 4) AS week, unnest(ARRAY['jobs', 'attempts', 'calls']) AS parent;
+FROM generate_series(0, 4) AS week, unnest(ARRAY['jobs', 'attempts', 'calls', 'checkpoints']) AS parent;
 
 -- name: present_moment
 SELECT extract(epoch FROM headrace.now())::float8 AS now;

@@ -1,18 +1,14 @@
-"""What workers do with jobs in the store: claim, keep, journal, finish.
+"""What a run writes in the store: the intents of its calls, and how it ended.
 
 Every write names the run it was given; a row that has moved on is not changed by it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 
-import asyncpg
-
-from headrace_shared.handlers import read_endpoint
-from headrace_shared.ids import CallNumber, HoldId, JobId, Lane, Run, WorkerId
-from headrace_shared.job import NEEDS_EXPIRY, ClaimedJob, JobState, Queue
+from headrace_shared.ids import CallNumber, HoldId, JobId, Run, WorkerId
+from headrace_shared.job import JobState, Queue
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import (
     Cancelled,
@@ -25,70 +21,12 @@ from headrace_shared.outcome import (
     Succeeded,
     WaitReason,
 )
-from headrace_shared.request import Endpoint
 from headrace_shared.store.jobs import queue_of
-from headrace_shared.store.pool import Database, json_object
+from headrace_shared.store.pool import Database
 from headrace_shared.store.sql import Statements
 from headrace_shared.usage import NO_USAGE, Usage
 
 _SQL = Statements("runs.sql")
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    jobs: list[ClaimedJob]
-    configuration: int | None
-    """The version in force; None when nothing was claimed."""
-
-
-@dataclass(frozen=True, slots=True)
-class DueJob:
-    id: JobId
-    lane: Lane
-    suspect: bool
-    """Two of its runs lost their worker: it is claimed only by a process that runs nothing else."""
-
-
-class Standing(StrEnum):
-    """Why a claim did not get a row."""
-
-    ENDED = "ended"
-    RUNNING = "running"
-    OVERDUE = "overdue"
-    """Its time ran out while it was queued; nobody has written that down yet."""
-    EARLY = "early"
-    UNKNOWN = "unknown"
-    """It needs what this worker does not know."""
-    SUSPECT = "suspect"
-    """Two of its runs lost their worker: it is claimed only by a process that runs nothing else."""
-    DUE = "due"
-
-
-@dataclass(frozen=True, slots=True)
-class Unclaimed:
-    """A row that a claim did not get."""
-
-    id: JobId
-    queue: Queue
-    standing: Standing
-    due_in: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What a worker knows how to run; jobs of a newer producer may need more."""
-
-    endpoints: tuple[str, ...] = tuple(Endpoint)
-    needs: tuple[str, ...] = (NEEDS_EXPIRY,)
-
-
-PLAIN = Abilities()
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    id: JobId
-    cancel_requested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,121 +104,6 @@ class Finished:
     """What the rows became of the runs that still owned them."""
     corrected: set[tuple[JobId, Run]]
     """Runs of which a call stood in suspense until now: whoever counted that must count anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reaped:
-    """A job that was taken back or ended by somebody else than its run."""
-
-    id: JobId
-    queue: Queue
-    state: JobState
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerHold:
-    """A hold as its call's row has it."""
-
-    open: bool
-    cost: NanoUSD
-    suspense: NanoUSD
-
-
-async def claim_jobs(
-    database: Database,
-    ids: Sequence[JobId],
-    worker: WorkerId,
-    lease: timedelta,
-    *,
-    abilities: Abilities = PLAIN,
-    alone: bool = False,
-) -> Claims:
-    """Claim those of the rows that are queued, due and known; each claim raises the row's run.
-
-    Args:
-        database: where.
-        ids: of the rows.
-        worker: who claims.
-        lease: until when it must have renewed them.
-        abilities: what it can run.
-        alone: whether it runs nothing else: only then it gets jobs that are suspected of crashes.
-
-    """
-    rows = await database.fetch(
-        _SQL["claim_jobs"], ids, lease.total_seconds(), worker, alone, abilities.endpoints, abilities.needs
-    )
-    return Claims([_claimed(row, lease) for row in rows], rows[0]["configuration"] if rows else None)
-
-
-def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
-    return ClaimedJob(
-        id=JobId(row["id"]),
-        run=Run(row["run"]),
-        queue=queue_of(row),
-        endpoint=read_endpoint(row["endpoint"]),
-        body=row["body"],
-        attempts=row["attempts"],
-        max_attempts=row["max_attempts"],
-        created_at=row["created_at"],
-        waited=row["waited"],
-        lease=lease,
-        time_left=row["time_left"],
-        has_webhook=row["has_webhook"],
-        traceparent=row["traceparent"],
-        answer=(Run(row["answer"][0]), CallNumber(row["answer"][1])) if row["answer"] else None,
-        metadata=json_object(row["metadata"]),
-    )
-
-
-async def pick_due(
-    database: Database, lanes: Mapping[Lane, int], limit: int, *, abilities: Abilities = PLAIN
-) -> list[DueJob]:
-    """Return jobs that are due and that a worker can run, from the lanes by their weights."""
-    rows = await database.fetch(
-        _SQL["pick_due"],
-        list(lanes),
-        [float(weight) for weight in lanes.values()],
-        limit,
-        abilities.endpoints,
-        abilities.needs,
-    )
-    return [DueJob(JobId(row["id"]), Lane(row["lane"]), row["suspect"]) for row in rows]
-
-
-async def look_up(database: Database, ids: Sequence[JobId], abilities: Abilities = PLAIN) -> list[Unclaimed]:
-    """Say where rows stand; an id without a row does not come back."""
-    return [
-        Unclaimed(
-            JobId(row["id"]),
-            queue_of(row),
-            Standing(row["standing"]),
-            timedelta(seconds=row["due_in"] or 0),
-        )
-        for row in await database.fetch(_SQL["look_up"], ids, abilities.endpoints, abilities.needs)
-    ]
-
-
-async def put_off(database: Database, ids: Sequence[JobId], delay: timedelta) -> None:
-    """Leave queued jobs to a worker that knows how to run them."""
-    await database.execute(_SQL["put_off"], ids, delay.total_seconds())
-
-
-async def expire(database: Database, *, limit: int = 500) -> list[Reaped]:
-    """End queued jobs whose time ran out."""
-    return [_reaped(row) for row in await database.fetch(_SQL["expire"], limit)]
-
-
-async def heartbeat(database: Database, held: Sequence[ClaimedJob]) -> list[Kept]:
-    """Renew leases; a run that does not come back was lost."""
-    # Statements that lock several rows take them by id, so that no two wait for each other.
-    ordered = sorted(held, key=lambda job: (job.id, job.run))
-    rows = await database.fetch(
-        _SQL["heartbeat"],
-        [job.id for job in ordered],
-        [job.run for job in ordered],
-        [job.lease.total_seconds() for job in ordered],
-    )
-    return [Kept(JobId(row["id"]), row["cancel_requested"]) for row in rows]
 
 
 async def open_calls(
@@ -418,57 +241,3 @@ def _row_state(outcome: Outcome) -> _RowState:
 async def hasten(database: Database, ids: Sequence[JobId]) -> list[tuple[JobId, Queue]]:
     """Make those of the jobs due at once that wait although they were answered; return them."""
     return [(JobId(row["id"]), queue_of(row)) for row in await database.fetch(_SQL["hasten"], ids)]
-
-
-async def reap(database: Database, *, spare: timedelta = timedelta(0), limit: int = 500) -> list[Reaped]:
-    """Take back jobs whose lease ended; their open calls stand in suspense from now on.
-
-    Args:
-        database: where.
-        spare: for so long after the start of PostgreSQL nothing is taken back: nobody could renew.
-        limit: jobs at most.
-
-    """
-    return [_reaped(row) for row in await database.fetch(_SQL["reap"], limit, spare.total_seconds())]
-
-
-async def quarantine(database: Database, job_id: JobId, worker: WorkerId, how: str) -> Reaped | None:
-    """End a job whose own process died; None when it does not run there any more.
-
-    Args:
-        database: where.
-        job_id: the job that was alone.
-        worker: the process it was alone in.
-        how: what was seen of the death, for the job's error.
-
-    """
-    row = await database.fetchrow(_SQL["quarantine"], job_id, worker, how)
-    return _reaped(row) if row else None
-
-
-async def is_run_by(database: Database, job_id: JobId, worker: WorkerId) -> bool:
-    row = await database.fetchrow(_SQL["is_run_by"], job_id, worker)
-    return row is not None and row[0] is True
-
-
-def _reaped(row: asyncpg.Record) -> Reaped:
-    return Reaped(JobId(row["id"]), queue_of(row), JobState(row["state"]))
-
-
-async def suspend_orphans(database: Database) -> dict[HoldId, NanoUSD]:
-    """Put open calls whose run has ended into suspense; return their holds with their amounts."""
-    return {
-        HoldId(row["hold_id"]): NanoUSD(row["amount_nano"])
-        for row in await database.fetch(_SQL["suspend_orphans"])
-    }
-
-
-async def holds_in_ledger(database: Database, holds: Sequence[HoldId]) -> dict[HoldId, LedgerHold]:
-    """Say what became of the calls that holds pay for; a hold without a call is not in it."""
-    ids = [hold.split(":", 1)[0] for hold in holds]
-    return {
-        HoldId(row["hold_id"]): LedgerHold(
-            row["state"] == "open", NanoUSD(row["cost_nano"]), NanoUSD(row["suspense_nano"])
-        )
-        for row in await database.fetch(_SQL["holds_in_ledger"], ids, holds)
-    }

@@ -12,10 +12,10 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 class Statements:
-    """The statements of one file of this package, by name."""
+    """The statements of one file of a package, by name."""
 
-    def __init__(self, filename: str) -> None:
-        text = files("headrace_shared.store").joinpath(filename).read_text(encoding="utf-8")
+    def __init__(self, filename: str, package: str = "headrace_shared.store") -> None:
+        text = files(package).joinpath(filename).read_text(encoding="utf-8")
         parts = _NAME.split(text)
         self._statements = {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 

@@ -9,7 +9,7 @@ from headrace_shared.ids import CallNumber, JobId, WorkerId, hold_id
 from headrace_shared.job import ClaimedJob
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Outcome, Succeeded
-from headrace_shared.store import money, runs
+from headrace_shared.store import claims, money, runs
 from headrace_shared.store.pool import Pool
 from headrace_shared.usage import NO_USAGE, Usage
 
@@ -69,18 +69,18 @@ class Endings:
 
     async def end(self, chosen: Sequence[tuple[JobId, End]]) -> None:
         """End jobs, each with a call of its own in the ledger."""
-        claims = await runs.claim_jobs(self._pool, [job_id for job_id, _ in chosen], WORKER, LEASE)
+        taken = await claims.claim_jobs(self._pool, [job_id for job_id, _ in chosen], WORKER, LEASE)
         ends = dict(chosen)
         now: datetime = await self._pool.fetchval("SELECT headrace.now()")
-        intents = [_intent(job, now) for job in claims.jobs]
+        intents = [_intent(job, now) for job in taken.jobs]
         await runs.open_calls(self._pool, await money.current_epoch(self._pool), intents)
         await runs.finish(
             self._pool,
             WORKER,
             0,
-            conclusions=[_conclusion(job, ends[job.id]) for job in claims.jobs],
+            conclusions=[_conclusion(job, ends[job.id]) for job in taken.jobs],
             attempts=[],
-            ends=[_run_end(job, ends[job.id]) for job in claims.jobs],
+            ends=[_run_end(job, ends[job.id]) for job in taken.jobs],
         )
 
 

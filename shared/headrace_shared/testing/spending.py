@@ -11,7 +11,7 @@ from headrace_shared.ids import CallNumber, HoldId, JobId, Lane, RouteName, Run,
 from headrace_shared.job import NewJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.request import Endpoint
-from headrace_shared.store import jobs, runs
+from headrace_shared.store import claims, jobs, runs
 from headrace_shared.store.money import Refused
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
@@ -55,7 +55,7 @@ class Spender:
             max_attempts=6,
         )
         await jobs.insert_jobs(pool, [job], configuration=0, keep_keys=_LONG)
-        await runs.claim_jobs(pool, [job.id], _WORKER, _LONG)
+        await claims.claim_jobs(pool, [job.id], _WORKER, _LONG)
         return cls(pool, job.id)
 
     async def try_hold(self, budgets: Budgets, amount: int, *scopes: str) -> Call | Refused:

@@ -11,7 +11,7 @@ from headrace_shared.errors import HeadraceError, InvalidHandler
 from headrace_shared.handlers import HandlerEndpoint, HandlerName, handler_endpoint, handler_lane, handler_of
 from headrace_shared.ids import Lane
 from headrace_shared.request import Endpoint
-from headrace_shared.store.runs import Abilities
+from headrace_shared.store.claims import Abilities
 from headrace_workers.handlers.dependencies import Dependencies
 from headrace_workers.handlers.registry import Handler, Registered
 
