@@ -72,7 +72,7 @@ async def reach(
     pool: Pool, redis: Redis, worker: WorkerId, *, clock: Clock | None = None
 ) -> AsyncGenerator[Reach]:
     """A live worker's, whose patience is over at once."""
-    await feed.register_worker(pool, worker, host="here", slots=1, lanes=(), alive=LONG)
+    await feed.register_worker(pool, worker, host="here", slots=1, lanes=(LANE,), alive=LONG)
 
     def seconds() -> float:
         return clock.shift.total_seconds() if clock else 0.0
@@ -107,10 +107,21 @@ async def test_the_fleet_does_without_redis_only_when_no_live_worker_reaches_it(
 
 async def test_a_worker_of_the_version_before_is_taken_to_reach_redis(pool: Pool) -> None:
     async with cut_off() as away, reach(pool, away, ME) as mine:
-        await feed.register_worker(pool, OTHER, host="here", slots=1, lanes=(), alive=LONG)
+        await feed.register_worker(pool, OTHER, host="here", slots=1, lanes=(LANE,), alive=LONG)
         await mine.look()
         assert not mine.without_redis
         await feed.forget_worker(pool, OTHER)
+        await mine.look()
+        assert mine.without_redis
+
+
+async def test_a_process_that_runs_one_job_does_not_keep_the_fleet_from_doing_without_redis(
+    pool: Pool,
+) -> None:
+    async with cut_off() as away, reach(pool, away, ME) as mine:
+        # As its heartbeat does, again and again.
+        for _ in range(2):
+            await feed.register_worker(pool, OTHER, host="here", slots=1, lanes=(), alive=LONG)
         await mine.look()
         assert mine.without_redis
 
@@ -250,6 +261,76 @@ async def test_budgets_are_set_and_shown_without_redis(pool: Pool, alone: Budget
     assert (view.held, view.remaining) == (90, 10)
 
 
+@asynccontextmanager
+async def black_hole() -> AsyncGenerator[tuple[Redis, list[bytes]]]:
+    """A way to Redis on which everything is accepted and nothing is answered; and what was asked."""
+    asked: list[bytes] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        while data := await reader.read(4096):
+            asked.append(data)
+
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    redis = Redis(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    try:
+        yield redis, asked
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+        await redis.close()
+
+
+async def test_a_redis_that_hangs_is_not_asked_for_money_while_the_fleet_does_without_it(
+    pool: Pool, spender: Spender
+) -> None:
+    await limit(pool, "global", 100)
+    await money.degrade(pool, ME)
+    async with black_hole() as (hanging, asked):
+        budgets = Budgets(pool, hanging)
+        await budgets.is_without_redis()
+        call = await spender.open(budgets, 60, "global")
+        await budgets.settle([await spender.conclude(call, cost=10)])
+        await spender.hold(budgets, 90, "global")
+        await budgets.check_epoch()
+        await budgets.rebuild()
+        assert await budgets.expired_holds() == []
+        (view,) = await budgets.view()
+        assert (view.held, asked) == (90, [])
+
+
+async def test_a_worker_that_finds_the_fleet_without_redis_tells_its_budgets(pool: Pool) -> None:
+    async with black_hole() as (hanging, asked), cut_off() as away:
+        await feed.register_worker(pool, ME, host="here", slots=1, lanes=(LANE,), alive=LONG)
+        budgets = Budgets(pool, hanging)
+        mine = Reach(pool, away, budgets, ME, patience=timedelta(0))
+        await mine.look()
+        assert mine.without_redis
+        await budgets.rebuild()
+        assert asked == []
+
+
+async def test_money_is_held_and_settled_in_redis_again_once_the_epoch_without_it_has_ended(
+    pool: Pool, redis: Redis, budgets: Budgets, spender: Spender
+) -> None:
+    await budgets.set("global", WindowKind.TOTAL, NanoUSD(100), BudgetPolicy.WAIT)
+    await money.degrade(pool, ME)
+    await budgets.is_without_redis()
+    call = await spender.open(budgets, 60, "global")
+    settlement = await spender.conclude(call, cost=10)
+    late = await spender.open(budgets, 20, "global")
+    await budgets.settle([settlement])
+    # Another process ends it: this one learns of that from the store, not from Redis.
+    await Budgets(pool, redis).resume()
+    assert await counted(redis, "global") == (10, 0, 20)
+    await budgets.settle([await spender.conclude(late, cost=5)])
+    assert await counted(redis, "global") == (15, 0, 0)
+    await spender.open(budgets, 30, "global")
+    assert await counted(redis, "global") == (15, 0, 30)
+
+
 AMOUNTS = st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["a", "b"])), min_size=4, max_size=16)
 
 
@@ -324,10 +405,32 @@ async def test_jobs_of_handlers_are_claimed_from_the_store_by_who_has_them(
     found: list[list[JobId]] = []
     for abilities in (claims.PLAIN, has_it):
         taken = await StoreClaims(pool, WorkerId("a"), abilities).claim(
-            5, {lane: 1}, lambda _: timedelta(minutes=1), take_suspect=lambda _: None
+            5, {lane: 1}, lambda _: timedelta(minutes=1), take_suspect=lambda _: False
         )
         found.append([job.id for job in taken.jobs])
     assert found == [[], [job_id]]
+
+
+async def test_suspects_that_find_no_process_keep_no_other_job_waiting(
+    pool: Pool, dispatch: Dispatch
+) -> None:
+    jobs = Jobs(pool, dispatch)
+    await jobs.add(10, push=False)
+    await pool.execute("UPDATE headrace.jobs SET crashes = 2")
+    others = await jobs.add(5, push=False)
+    taken: set[JobId] = set()
+
+    def take(job_id: JobId) -> bool:
+        if len(taken) == 2 or job_id in taken:
+            return False
+        taken.add(job_id)
+        return True
+
+    store = StoreClaims(pool, ME, claims.PLAIN)
+    found = await store.claim(6, {LANE: 1}, lambda _: LONG, take_suspect=take)
+    assert (len(taken), len(found.jobs)) == (2, 4)
+    rest = await store.claim(6, {LANE: 1}, lambda _: LONG, take_suspect=take)
+    assert {job.id for job in found.jobs + rest.jobs} == set(others)
 
 
 # Breakers without Redis.

@@ -371,7 +371,8 @@ async def test_a_job_that_its_own_worker_claims_again_ends_its_older_run() -> No
     await steps.reached.wait()
     steps.reached.clear()
     running.start(replace(job, run=RunNumber(2)))
-    await older
+    async with asyncio.timeout(10):
+        await older
     assert [(run.job.run, run.outcome) for run in steps.settled] == [
         (1, Snoozed(timedelta(0), WaitReason.LOST_LEASE))
     ]

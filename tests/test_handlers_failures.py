@@ -273,6 +273,32 @@ async def test_a_handler_that_would_end_its_worker_only_fails(
     assert [outcome for _, outcome, _ in await stage.attempts(error)] == ["retried", "failed"]
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_task_of_a_handler_that_would_end_its_worker_only_fails_the_handler(
+    stage: Stage, error: BaseException
+) -> None:
+    began: list[str] = []
+
+    async def deeper() -> None:
+        raise error
+
+    async def part() -> None:
+        await asyncio.create_task(deeper())
+
+    async def never() -> None:
+        began.append("never")
+
+    @handler("end")
+    async def end(_ctx: Context, _document: Document) -> Summary:
+        asyncio.create_task(never()).cancel()
+        await asyncio.gather(part(), asyncio.Event().wait())
+        raise NotImplementedError
+
+    failed = await stage.failed(end)
+    assert (failed.error_class, failed.error) == (ErrorClass.HANDLER, f"Exited: {type(error).__name__}")
+    assert began == []
+
+
 async def test_a_handler_that_takes_too_long_is_cancelled_and_tried_again(
     stage: Stage, scripted: ScriptedProvider
 ) -> None:

@@ -11,17 +11,19 @@ from pydantic import BaseModel
 from headrace_producer import Headrace
 from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch.dispatch import Dispatch
-from headrace_shared.ids import JobId, WorkerId
+from headrace_shared.errors import CallFailed
+from headrace_shared.ids import CallNumber, JobId, Run, WorkerId
 from headrace_shared.job import JobState
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Succeeded, WaitReason
-from headrace_shared.store import checkpoints, claims, lost, money, runs
+from headrace_shared.store import checkpoints, claims, lost, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.jobs import Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
 from headrace_workers import Context, handler
+from headrace_workers.handlers.answers import Answer
 from headrace_workers.testing import running_worker
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -194,11 +196,17 @@ async def test_a_late_answer_is_found_by_the_run_that_was_about_to_ask_again(
         await scripted.arrived(1)
         await lose(jobs, clock, job.id)
         await second.wait()
-        before = await money.current_epoch(jobs.pool)
-        scripted.open.set()
-        # It corrects what stood in suspense, so that the counters are made anew: nothing else may refuse
-        # the second call than the answer that is there.
-        await eventually(lambda: money.current_epoch(jobs.pool), lambda epoch: epoch > before)
+        # As a frozen worker writes down what it was answered, once it goes on.
+        late_answer = runs.Conclusion(
+            JobId(job.id),
+            Run(1),
+            CallNumber(1),
+            "answered",
+            timedelta(0),
+            status=200,
+            answer=completion().body,
+        )
+        await runs.finish(jobs.pool, WorkerId("frozen"), 1, conclusions=[late_answer], attempts=[], ends=[])
         ask_again.set()
         result = await job.result(timeout=PATIENCE)
     assert result.parse(Summary).text == "Hello True"
@@ -260,6 +268,129 @@ async def test_calls_beside_one_that_must_wait_are_waited_for_and_kept(
         assert (result.parse(Summary).text, result.attempts) == ("True False", 2)
         assert (len(other.requests), len(scripted.requests)) == (1, 2)
     assert held_up == []
+
+
+class Charge:
+    """A step that must not be done twice, and is slow."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.times = 0
+
+    async def __call__(self) -> str:
+        self.times += 1
+        self.begun.set()
+        await self.go_on.wait()
+        return "charged"
+
+
+@pytest.mark.parametrize("how", ["gather", "group", "nested"])
+async def test_a_step_beside_a_call_that_must_wait_is_waited_for_and_kept(
+    headrace: Headrace,
+    jobs: Jobs,
+    scripted: ScriptedProvider,
+    application: Application,
+    clock: Clock,
+    *,
+    how: str,
+) -> None:
+    charge = Charge()
+
+    @handler("charging")
+    async def charging(ctx: Context, _document: Document) -> Summary:
+        async def ask() -> str:
+            await charge.begun.wait()
+            return (await ctx.llm(CHAT, question())).text
+
+        other = ctx.step("ask", ask) if how == "nested" else ask()
+        if how != "group":
+            done, text = await asyncio.gather(ctx.step("charge", charge), other)
+            return Summary(text=f"{done} {text}")
+        async with asyncio.TaskGroup() as tasks:
+            charged, asked = tasks.create_task(ctx.step("charge", charge)), tasks.create_task(other)
+        return Summary(text=f"{charged.result()} {asked.result()}")
+
+    scripted.script(refusal(429, "Later.", headers={"retry-after": "60"}), completion())
+    job = await headrace.enqueue("charging", Document())
+    handlers = application.with_handlers(charging)
+    async with running_worker(handlers=handlers, lease_seconds=LEASE.total_seconds()):
+        await eventually(
+            lambda: jobs.calls(job.id), lambda calls: "failed" in {call["state"] for call in calls}
+        )
+        # The call is put off, and all that its run still waits for is the step.
+        asyncio.get_running_loop().call_later(0.2, charge.go_on.set)
+        await jobs.until(job.id, lambda row: row["waiting_for"] == WaitReason.RETRY)
+        await clock.advance(timedelta(seconds=62))
+        result = await job.result(timeout=PATIENCE)
+    assert result.parse(Summary).text == "charged Hello"
+    assert charge.times == 1
+
+
+async def test_a_step_that_a_handler_left_behind_when_it_failed_is_not_done_again(
+    headrace: Headrace, jobs: Jobs, scripted: ScriptedProvider, application: Application
+) -> None:
+    charge = Charge()
+
+    @handler("failing")
+    async def failing(ctx: Context, _document: Document) -> Summary:
+        async def fail() -> None:
+            await charge.begun.wait()
+            if ctx.run == 1:
+                asyncio.get_running_loop().call_later(0.2, charge.go_on.set)
+                raise ValueError
+
+        done, _ = await asyncio.gather(ctx.step("charge", charge), fail())
+        return Summary(text=done)
+
+    await jobs.configure(QUICK)
+    job = await headrace.enqueue("failing", Document())
+    async with running_worker(handlers=application.with_handlers(failing)):
+        result = await job.result(timeout=PATIENCE)
+    assert (result.parse(Summary).text, result.attempts, charge.times) == ("charged", 2, 1)
+
+
+@pytest.mark.parametrize("how", ["refused", "broken off"])
+async def test_the_answer_to_a_call_that_was_repeated_is_not_paid_twice(
+    headrace: Headrace, jobs: Jobs, scripted: ScriptedProvider, application: Application, how: str
+) -> None:
+    stop = Stop()
+    replayed: list[bool] = []
+
+    async def ask_in_vain(ctx: Context) -> Answer | None:
+        """Return the answer if there is one."""
+        asking = asyncio.ensure_future(ctx.llm(CHAT, question()))
+        if how == "broken off" and ctx.run == 1:
+            await scripted.arrived(1)
+            asking.cancel()
+            scripted.open.set()
+        try:
+            return await asking
+        except (CallFailed, asyncio.CancelledError):
+            return None
+
+    @handler("repeating")
+    async def repeating(ctx: Context, _document: Document) -> Summary:
+        answer = await ask_in_vain(ctx) or await ctx.llm(CHAT, question())
+        await stop(ctx)
+        replayed.append(answer.replayed)
+        # One more than there was before: it is asked, under a name that no answer has.
+        replayed.append((await ctx.llm(CHAT, question())).replayed)
+        return Summary(text=answer.text)
+
+    if how == "refused":
+        scripted.script(refusal(400, "No."), completion())
+    else:
+        scripted.open.clear()
+    job = await headrace.enqueue("repeating", Document())
+    handlers = application.with_handlers(repeating)
+    async with running_worker(handlers=handlers, drain_seconds=0):
+        await stop.reached.wait()
+    assert len(scripted.requests) == 2
+    async with running_worker(handlers=handlers):
+        await job.result(timeout=PATIENCE)
+    assert (replayed, len(scripted.requests)) == ([True, False], 3)
+    assert await jobs.spend() == await jobs.ledger()
 
 
 async def test_calls_are_known_again_in_another_order_and_by_what_they_ask(

@@ -7,17 +7,19 @@ call's intent names the epoch and is refused.
 
 Running without Redis is an epoch too: under it holds are rows of the store, and limits are
 compared there with the ledger itself. It begins and ends as any other does, so that a hold of
-the one kind pays for no call in the time of the other.
+the one kind pays for no call in the time of the other. A process that knows of it asks Redis for
+nothing until the store says that it is over: a server that hangs would keep every call waiting.
 """
 
 import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds, unavailable
@@ -28,6 +30,8 @@ from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.store import money
 from headrace_shared.store.money import BudgetPolicy, BudgetState, Counters, Refused, WindowKind
 from headrace_shared.store.pool import Database
+
+T = TypeVar("T")
 
 _HOLD = Script.load("hold", counts_money=True)
 _SETTLE = Script.load("settle", counts_money=True)
@@ -111,6 +115,8 @@ class Budgets:
     async def check_epoch(self) -> None:
         """Put the counters in place anew if the store has another epoch than they have."""
         self._checked = -math.inf
+        if self._epoch_without_redis is not None and await self.is_without_redis():
+            return
         if self._epoch and await money.current_epoch(self._database) != self._epoch:
             await self._put_in_place(self._epoch)
         self._checked = time.monotonic()
@@ -122,13 +128,25 @@ class Budgets:
             DispatchUnavailable: Redis is away, and the epoch is not one without it: nothing is held.
 
         """
+        return await self._either(
+            partial(self._hold_in_redis, requests), partial(self._hold_in_store, requests)
+        )
+
+    async def _either(
+        self, in_redis: Callable[[], Awaitable[T]], in_store: Callable[[], Awaitable[T | None]]
+    ) -> T:
+        """Do it in the store where the epoch in force is one without Redis; there it gives None otherwise."""
+        if self._epoch_without_redis is not None:
+            found = await in_store()
+            if found is not None:
+                return found
         try:
-            return await self._hold_in_redis(requests)
+            return await in_redis()
         except DispatchUnavailable:
-            held = await self._hold_in_store(requests)
-            if held is None:
+            found = await in_store()
+            if found is None:
                 raise
-            return held
+            return found
 
     async def _hold_in_store(self, requests: Sequence[HoldRequest]) -> list[Held | Refused] | None:
         wanted = [(request.id, request.amount, request.scopes) for request in requests]
@@ -150,10 +168,16 @@ class Budgets:
             self._asked = time.monotonic()
         return self._epoch_without_redis
 
+    async def is_without_redis(self) -> bool:
+        """Ask the store whether the epoch in force is one without Redis, and go by it from now on."""
+        self._asked = -math.inf
+        return await self._without_redis() is not None
+
     async def resume(self) -> None:
         """Redis is back: end the epoch without it, if one is in force."""
-        if (await money.epoch_in_force(self._database)).degraded:
+        if await self.is_without_redis():
             await self._put_in_place(self._epoch)
+            await self.is_without_redis()
 
     async def _hold_in_redis(self, requests: Sequence[HoldRequest]) -> list[Held | Refused]:
         args: list[Argument] = []
@@ -180,32 +204,40 @@ class Budgets:
         is known exactly when the rebuild saw its call open, so that it is settled once. Where
         holds are rows of the store the ledger has counted all of it already.
         """
-        try:
-            await self._settle_in_redis(settlements)
-        except DispatchUnavailable:
-            if await self._without_redis() is None:
-                raise
-            await money.release(self._database, [settlement.id for settlement in settlements])
+        await self._either(
+            partial(self._settle_in_redis, settlements), partial(self._settle_in_store, settlements)
+        )
 
-    async def _settle_in_redis(self, settlements: Sequence[Settlement]) -> None:
+    async def _settle_in_store(self, settlements: Sequence[Settlement]) -> bool | None:
+        # Asked after the ledger was written: counters that are put in place from now on have it all.
+        if not await self.is_without_redis():
+            return None
+        await money.release(self._database, [settlement.id for settlement in settlements])
+        return True
+
+    async def _settle_in_redis(self, settlements: Sequence[Settlement]) -> bool:
         args: list[Argument] = []
         for settlement in settlements:
             args += (settlement.id, settlement.cost, settlement.suspense)
         for _ in range(_TRIES if args else 0):
             epoch = await self._trusted_epoch()
             if await self._redis.evaluate(_SETTLE, (), [epoch, *args]) == b"OK":
-                return
+                return True
             await self._put_in_place(epoch)
+        return False
 
     async def expired_holds(self, *, limit: int = 500) -> list[HoldId]:
         """Return holds whose lease is over, to be looked up in the ledger; those in the store just go."""
-        try:
-            reply = await self._redis.evaluate(_EXPIRED, (), [milliseconds(HOLD_LEASE), limit])
-        except DispatchUnavailable:
-            if await self._without_redis() is None:
-                raise
-            await money.release_old(self._database, HOLD_LEASE)
-            return []
+        return await self._either(partial(self._expired_in_redis, limit), self._expired_in_store)
+
+    async def _expired_in_store(self) -> list[HoldId] | None:
+        if await self._without_redis() is None:
+            return None
+        await money.release_old(self._database, HOLD_LEASE)
+        return []
+
+    async def _expired_in_redis(self, limit: int) -> list[HoldId]:
+        reply = await self._redis.evaluate(_EXPIRED, (), [milliseconds(HOLD_LEASE), limit])
         holds: list[HoldId] = []
         for member in cast("list[bytes]", reply):
             hold = parse_hold_id(member)
@@ -248,16 +280,14 @@ class Budgets:
     async def view(self) -> list[BudgetView]:
         """Return every budget with what is settled, held and in suspense now."""
         states = await money.budget_state(self._database)
-        held = await self._held()
+        held = await self._either(self._held_in_redis, self._held_in_store)
         return [BudgetView(state, held.get((state.scope, state.window), ZERO)) for state in states]
 
-    async def _held(self) -> Mapping[tuple[str, str], NanoUSD]:
-        try:
-            counted = await self._redis.hash(keys.SPENT)
-        except DispatchUnavailable:
-            if await self._without_redis() is None:
-                raise
-            return await money.held(self._database)
+    async def _held_in_store(self) -> Mapping[tuple[str, str], NanoUSD] | None:
+        return None if await self._without_redis() is None else await money.held(self._database)
+
+    async def _held_in_redis(self) -> Mapping[tuple[str, str], NanoUSD]:
+        counted = await self._redis.hash(keys.SPENT)
         parts = {tuple(name.split("|")): value for name, value in counted.items()}
         return {
             (name[0], name[1]): NanoUSD(_whole(value))
@@ -296,13 +326,15 @@ class Budgets:
             DispatchUnavailable: Redis is away, and the epoch is not one without it.
 
         """
-        try:
-            async with self._rebuilding:
-                await self._rebuild()
-        except DispatchUnavailable:
-            self._asked = -math.inf
-            if await self._without_redis() is None:
-                raise
+        await self._either(self._rebuild_in_redis, self._nothing_to_rebuild)
+
+    async def _nothing_to_rebuild(self) -> bool | None:
+        return await self.is_without_redis() or None
+
+    async def _rebuild_in_redis(self) -> bool:
+        async with self._rebuilding:
+            await self._rebuild()
+        return True
 
     async def _rebuild(self) -> None:
         # Who cannot write there must not end an epoch without Redis.

@@ -32,7 +32,7 @@ _UNKNOWN_PAUSE = timedelta(seconds=5)
 _SUSPECT_PAUSE = timedelta(seconds=1)
 """How long a job waits that is to run alone while this worker has enough of those; others may not."""
 _STARTING = timedelta(seconds=15)
-"""How long nobody else takes a job whose own process is starting; once it has the row, it renews the lease."""
+"""How long nobody else takes a job whose own process is starting; once it has the row it renews its lease."""
 
 
 class Claiming:

@@ -96,6 +96,8 @@ class Reach:
             return
         before, self.without_redis = self.without_redis, await money.degrade(self._pool, self._worker)
         if self.without_redis and not before:
+            # They need not find that out with a hold, which waits for long where Redis hangs.
+            await self._budgets.is_without_redis()
             _logger.warning("no worker reaches Redis: jobs are claimed, and money held, in PostgreSQL")
 
     async def _answered(self) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from headrace_shared.ids import JobId, Lane, WorkerId
 from headrace_shared.store import claims
-from headrace_shared.store.claims import Abilities, Claims
+from headrace_shared.store.claims import Abilities, Claims, DueJob
 from headrace_shared.store.pool import UNREACHABLE, Pool
 
 MOST = 50
@@ -36,7 +36,7 @@ class StoreClaims:
         slots: int,
         lanes: Mapping[Lane, int],
         lease_of: Callable[[Lane], timedelta],
-        take_suspect: Callable[[JobId], object],
+        take_suspect: Callable[[JobId], bool],
     ) -> Claims:
         """Claim jobs that are due, as many as there are free slots but not too many.
 
@@ -44,17 +44,14 @@ class StoreClaims:
             slots: that are free.
             lanes: the lanes to claim from, with their weights.
             lease_of: the lease of a lane's jobs.
-            take_suspect: told of jobs that are due and run only in a process of their own.
+            take_suspect: told of jobs that are due and run only in a process of their own; says whether
+                it takes a slot for one.
 
         """
         began = time.monotonic()
-        due = await claims.pick_due(self._pool, lanes, min(slots, MOST), abilities=self._abilities)
         by_lease: dict[timedelta, list[JobId]] = {}
-        for one in due:
-            if one.suspect:
-                take_suspect(one.id)
-            else:
-                by_lease.setdefault(lease_of(one.lane), []).append(one.id)
+        for one in await self._pick(min(slots, MOST), lanes, take_suspect):
+            by_lease.setdefault(lease_of(one.lane), []).append(one.id)
         found = Claims([], None)
         for lease, ids in by_lease.items():
             # In order: two workers that picked the same rows must not wait for each other.
@@ -70,6 +67,17 @@ class StoreClaims:
             found = Claims(found.jobs + taken.jobs, taken.configuration or found.configuration)
         self._took = time.monotonic() - began
         return found
+
+    async def _pick(
+        self, limit: int, lanes: Mapping[Lane, int], take_suspect: Callable[[JobId], bool]
+    ) -> list[DueJob]:
+        due = await claims.pick_due(self._pool, lanes, limit, abilities=self._abilities)
+        answers = [take_suspect(one.id) for one in due if one.suspect]
+        if all(answers):
+            return [one for one in due if not one.suspect]
+        # Those that were not taken stay at the heads of their queues: what is behind them is not to wait.
+        left = limit - sum(answers)
+        return await claims.pick_due(self._pool, lanes, left, abilities=self._abilities, suspects=False)
 
     async def rest(self) -> bool:
         """Wait until it is time to claim again; workers that do so at once do not stay together."""

@@ -122,9 +122,12 @@ def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
 
 
 async def pick_due(
-    database: Database, lanes: Mapping[Lane, int], limit: int, *, abilities: Abilities
+    database: Database, lanes: Mapping[Lane, int], limit: int, *, abilities: Abilities, suspects: bool = True
 ) -> list[DueJob]:
-    """Return jobs that are due and that a worker can run, from the lanes by their weights."""
+    """Return jobs that are due and that a worker can run, from the lanes by their weights.
+
+    Without `suspects` those are passed over that run only in a process of their own.
+    """
     rows = await database.fetch(
         _SQL["pick_due"],
         list(lanes),
@@ -132,6 +135,7 @@ async def pick_due(
         limit,
         abilities.endpoints,
         abilities.needs,
+        suspects,
     )
     return [DueJob(JobId(row["id"]), Lane(row["lane"]), row["suspect"]) for row in rows]
 

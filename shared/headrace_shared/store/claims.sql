@@ -49,6 +49,7 @@ WITH RECURSIVE moment AS MATERIALIZED (
         SELECT j.id, j.run_at, j.crashes >= 2 AS suspect FROM headrace.jobs j
         WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route AND j.tenant = queue.tenant
           AND j.run_at <= moment.now AND j.endpoint = ANY($4::text[]) AND j.needs <@ $5::text[]
+          AND (j.crashes < 2 OR $6)
           AND (least(j.start_by, j.end_by) > moment.now) IS NOT FALSE
         ORDER BY j.run_at, j.id LIMIT $3) AS head
 ), turn AS (

@@ -42,8 +42,10 @@ RETURNING holder;
 DELETE FROM headrace.leaders WHERE role = $1 AND holder = $2;
 
 -- name: register_worker
-INSERT INTO headrace.workers (id, host, slots, lanes, started_at, alive_until)
-VALUES ($1, $2, $3, $4, headrace.now(), headrace.now() + make_interval(secs => $5))
+-- One that serves no lane (it runs a single job) has no say in whether the fleet reaches Redis.
+INSERT INTO headrace.workers (id, host, slots, lanes, started_at, alive_until, dispatch_until)
+VALUES ($1, $2, $3, $4, headrace.now(), headrace.now() + make_interval(secs => $5),
+        CASE WHEN cardinality($4::text[]) = 0 THEN '-infinity'::timestamptz END)
 ON CONFLICT (id) DO UPDATE SET alive_until = excluded.alive_until, lanes = excluded.lanes
 RETURNING (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
 

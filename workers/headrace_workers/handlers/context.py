@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import NoReturn, ParamSpec, TypeVar
@@ -19,6 +18,8 @@ from headrace_workers.execution import Ask
 from headrace_workers.handlers.answers import Answer
 from headrace_workers.handlers.calls import Calls, PutOff, Rejected
 from headrace_workers.handlers.notes import Notes
+from headrace_workers.handlers.steps import Steps
+from headrace_workers.handlers.unnamed import MARK, Unnamed
 from headrace_workers.handlers.values import adapter_of, decode, encode
 
 P = ParamSpec("P")
@@ -26,9 +27,6 @@ T = TypeVar("T")
 
 MAX_NAME_LENGTH = 128
 MAX_NOTE_LENGTH = 200
-
-_MARK = "#"
-"""What the names begin with that calls get without one: no name of a caller's does."""
 
 
 class Unwound(BaseException):
@@ -58,7 +56,8 @@ class Context:
         self._notes = notes
         self._configured = configured
         self._names: set[str] = set()
-        self._unnamed = Counter[bytes]()
+        self._unnamed = Unnamed(journal.calls)
+        self._steps = Steps()
         self.put_off: PutOff | None = None
         """How the run must end, whatever the handler does."""
         self.unwound = asyncio.Event()
@@ -92,7 +91,7 @@ class Context:
         """Call a model under the job's budget, limits and breaker; never pay for one answer twice.
 
         An answer that an earlier run of the job was given for the same request is returned as it
-        is. Without a name, equal requests of a run are told apart by their order.
+        is. Without a name, equal requests of a run are given the answers to such, in their order.
 
         Args:
             endpoint: a path of the provider's API, such as `/v1/chat/completions`.
@@ -107,7 +106,7 @@ class Context:
         await self._check_going_on()
         most = self._configured.now.configuration.defaults.max_body_bytes
         checked = check_request(endpoint, body, max_body_bytes=most)
-        step = self._unnamed_step(checked.digest) if name is None else self._take_name(name)
+        step = self._unnamed.take(checked.digest) if name is None else self._take_name(name)
         known = self._journal.calls.get((step, checked.digest))
         if known is not None:
             return Answer(known.answer, known.model, replayed=True)
@@ -143,15 +142,22 @@ class Context:
         taken = self._take_name(name)
         adapter = adapter_of(function)
         known = self._journal.steps.get(taken)
-        if known is None:
-            limit = self._configured.now.configuration.defaults.max_body_bytes
-            known = encode(adapter, await function(*args, **kwargs), limit=limit)
-            result = decode(adapter, known)
-            await self._check_going_on()
-            if not await self._notes.keep(taken, known):
-                await self._leave(PutOff(Snoozed(timedelta(0), WaitReason.LOST_LEASE), self._job.attempts))
-            return result
-        return decode(adapter, known)
+        if known is not None:
+            return decode(adapter, known)
+        limit = self._configured.now.configuration.defaults.max_body_bytes
+        try:
+            with self._steps.one():
+                done = encode(adapter, await function(*args, **kwargs), limit=limit)
+                result = decode(adapter, done)
+                # Before anything asks whether the run is over: what is done is done, and the store
+                # refuses it from a run that has lost its row.
+                kept = await self._notes.keep(taken, done)
+        except Unwound:
+            await self._unwind()
+        if not kept:
+            await self._leave(PutOff(Snoozed(timedelta(0), WaitReason.LOST_LEASE), self._job.attempts))
+        await self._check_going_on()
+        return result
 
     async def progress(self, share: float, note: str | None = None) -> None:
         """Say how far the job is; what is said too often is left out, but not the last of it.
@@ -169,6 +175,10 @@ class Context:
             raise InvalidRequest(field="progress", reason="must be from 0 to 1")
         self._notes.tell(float(share), None if note is None else storable(note[:MAX_NOTE_LENGTH]))
 
+    async def until_steps_over(self) -> None:
+        """Wait for the steps that the handler left behind."""
+        await self._steps.until_over()
+
     def close(self) -> None:
         """Let nothing begin any more: whatever is called on this context is unwound."""
         self._calls.closing = True
@@ -184,19 +194,15 @@ class Context:
 
     async def _unwind(self) -> NoReturn:
         # A task group breaks off the siblings of the call that unwinds: what they are being
-        # answered would be paid for twice.
+        # answered would be paid for twice, what they do would be done twice.
         await self._calls.until_concluded()
+        await self._steps.until_over()
         self.unwound.set()
         raise Unwound
 
-    def _unnamed_step(self, digest: bytes) -> str:
-        # Not a running number: calls side by side begin in another order each time.
-        self._unnamed[digest] += 1
-        return f"{_MARK}{digest.hex()[:8]}-{self._unnamed[digest]}"
-
     def _take_name(self, name: str) -> str:
-        if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable() or name.startswith(_MARK):
-            reason = f"must be 1 to {MAX_NAME_LENGTH} printable characters, the first not {_MARK}"
+        if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable() or name.startswith(MARK):
+            reason = f"must be 1 to {MAX_NAME_LENGTH} printable characters, the first not {MARK}"
             raise InvalidRequest(field="name", reason=reason)
         if name in self._names:
             raise InvalidRequest(field="name", reason=f"{name!r} is used twice in one run")

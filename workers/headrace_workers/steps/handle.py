@@ -19,6 +19,7 @@ from headrace_workers.configured import Configured
 from headrace_workers.execution import Road, Run, uncancel
 from headrace_workers.handlers.calls import Calls
 from headrace_workers.handlers.context import Context, FailedCall
+from headrace_workers.handlers.exits import Exited, contain_exits
 from headrace_workers.handlers.loading import Handlers
 from headrace_workers.handlers.notes import Notes
 from headrace_workers.handlers.registry import Handler
@@ -81,6 +82,8 @@ class Handle:
                 await self._stop(task, calls, handler, run)
             # Calls that the handler left behind are paid for.
             await calls.until_concluded()
+            if _is_to_be_repeated(task):
+                await context.until_steps_over()
         except asyncio.CancelledError:
             context.close()
             await self._stop(task, calls, handler, run)
@@ -109,11 +112,12 @@ class Handle:
             unwound.cancel()
 
     async def _invoke(self, handler: Handler, context: Context, given: BaseModel) -> object:
+        contain_exits()
         try:
             return await handler.function(context, given, **self._handlers.given[handler.name])
         except (SystemExit, KeyboardInterrupt) as error:
             # It would end the worker, and with it everybody's jobs.
-            raise _Exited(type(error).__name__) from error
+            raise Exited(type(error).__name__) from error
 
     async def _stop(self, task: asyncio.Task[object], calls: Calls, handler: Handler, run: Run) -> None:
         """Cancel a handler; its calls are concluded, and it is waited for, but not for ever."""
@@ -176,8 +180,9 @@ class Handle:
         )
 
 
-class _Exited(Exception):
-    """A handler called for the end of the process."""
+def _is_to_be_repeated(task: asyncio.Task[object]) -> bool:
+    """Whether a handler ended of its own accord, and without a result."""
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 def _failure(text: str) -> Failure:

@@ -2,15 +2,8 @@
 local Q, ACTIVE, BELL = 'headrace:queue:', 'headrace:active:', 'headrace:bell:'
 local WAITING, LANES, PARKED, GATES = 'headrace:waiting', 'headrace:lanes', 'headrace:parked', 'headrace:gates'
 local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
-local BREAKER = 'headrace:breaker:'
+local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
 local MONEY, SPENT, HOLDS, HOLD_LEASES = 'headrace:money', 'headrace:spent', 'headrace:holds', 'headrace:hold-leases'
-
--- The server's time in milliseconds, moved by what tests put into headrace:clock.
-local function now_ms()
-    local time = redis.call('TIME')
-    local shift = redis.call('GET', 'headrace:clock')
-    return time[1] * 1000 + math.floor(time[2] / 1000) + (shift and tonumber(shift) or 0)
-end
 
 -- Numbers as scripts write them; nil for what somebody else left here.
 local function number_of(text)
@@ -20,6 +13,13 @@ end
 
 local function whole_of(text)
     return #text < 19 and string.match(text, '^-?%d+$') and tonumber(text) or nil
+end
+
+-- The server's time in milliseconds, moved by what tests put into headrace:clock.
+local function now_ms()
+    local time = redis.call('TIME')
+    local shift = redis.call('GET', CLOCK)
+    return time[1] * 1000 + math.floor(time[2] / 1000) + (shift and whole_of(shift) or 0)
 end
 
 -- The same where a script cannot go on without it: it stops, the key is dropped (repair.lua),

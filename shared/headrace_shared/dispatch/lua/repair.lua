@@ -8,6 +8,7 @@ local TYPES = {
     [Q] = 'zset', [ACTIVE] = 'zset', [WAITING] = 'zset', [HOLD_LEASES] = 'zset', [BELL] = 'list',
     [FEEDER_BELL] = 'list', [PARKED] = 'set', [DEEP] = 'set', [HUNGRY] = 'set', [LANES] = 'hash',
     [GATES] = 'hash', [MONEY] = 'hash', [SPENT] = 'hash', [HOLDS] = 'hash', [BREAKER] = 'hash', [FED] = 'string',
+    [CLOCK] = 'string',
 }
 local MONEYS = {[MONEY] = true, [SPENT] = true, [HOLDS] = true, [HOLD_LEASES] = true}
 local dropped, money = {}, ARGV[2] == '1'
@@ -34,7 +35,7 @@ local READABLE = {
 local function mend(key, name)
     local kind = redis.call('TYPE', key).ok
     if kind == 'none' then return end
-    local broken = kind ~= TYPES[name]
+    local broken = kind ~= TYPES[name] or name == CLOCK and not whole_of(redis.call('GET', key))
     if not broken and READABLE[name] then
         local fields = redis.call('HGETALL', key)
         for i = 1, #fields, 2 do
