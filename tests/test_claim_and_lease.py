@@ -312,18 +312,20 @@ async def test_an_answer_that_comes_after_the_reaper_is_booked_and_not_paid_for_
 
 
 async def test_a_frozen_worker_that_wakes_up_corrects_the_counters(
-    doomed: Doomed, clock: Clock, scripted: ScriptedProvider
+    doomed: Doomed, scripted: ScriptedProvider
 ) -> None:
     pool, redis, jobs = doomed.pool, doomed.redis, doomed.jobs
     scripted.open.clear()
     (job_id,) = await jobs.add()
     async with running_worker(lease_seconds=60):
         await scripted.arrived(1)
-        await clock.advance(timedelta(seconds=61))
-        await lost.reap(pool)
-        await pool.execute(
-            "UPDATE headrace.jobs SET run_at = run_at + interval '1 hour' WHERE id = $1", job_id
-        )
+        # At once, so that nobody claims it before it has to wait.
+        async with pool.acquire() as connection, connection.transaction():
+            await Clock(connection, redis).advance(timedelta(seconds=61))
+            await lost.reap(connection)
+            await connection.execute(
+                "UPDATE headrace.jobs SET run_at = run_at + interval '1 hour' WHERE id = $1", job_id
+            )
         held = (await jobs.calls(job_id))[0]["held_nano"]
         await doomed.budgets.rebuild()
         assert await spent(redis) == {"held": 0, "suspense": held}
