@@ -141,9 +141,10 @@ class Claiming:
         return self._leases().get(lane, self._lease)
 
     async def _start(self, claim: Claim) -> None:
+        leases = self._leases()
         by_lease: dict[timedelta, list[Entry]] = {}
         for entry in claim.entries:
-            by_lease.setdefault(self._lease_of(entry.queue.lane), []).append(entry)
+            by_lease.setdefault(leases.get(entry.queue.lane, self._lease), []).append(entry)
         for lease, entries in by_lease.items():
             await self._start_some(entries, lease)
 

@@ -7,7 +7,8 @@ WITH fence AS MATERIALIZED (
     SELECT headrace.now() AS now WHERE headrace.epoch_holds($1)
 ), held_here AS (
     -- Where holds are rows the intent takes the place of its own, so that nothing counts twice.
-    DELETE FROM headrace.holds h USING fence WHERE h.id = ANY($7::text[])
+    DELETE FROM headrace.holds h USING fence
+    WHERE (SELECT degraded FROM headrace.money) AND h.id = ANY($7::text[])
 )
 INSERT INTO headrace.calls
     (job_id, run, call, tenant, endpoint, provider, model, hold_id, held_nano, held_at, scopes, epoch,
