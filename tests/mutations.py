@@ -22,14 +22,14 @@ MUTATIONS = (
     Mutation(
         "only the run that owns the row ends it",
         "shared/headrace_shared/store/runs.sql",
-        "WHERE j.id = e.job_id AND j.run = e.run AND j.state = 'running'",
-        "WHERE j.id = e.job_id AND j.state = 'running'",
+        "WHERE j.id = e.job_id AND j.run = e.run AND j.state = moment.running",
+        "WHERE j.id = e.job_id AND j.state = moment.running",
         "test_claim_and_lease.py::test_a_run_that_was_overtaken_ends_nothing",
     ),
     Mutation(
         "only the run that owns the row may call",
         "shared/headrace_shared/store/runs.sql",
-        "JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = 'running'",
+        "JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = fence.running",
         "JOIN headrace.jobs j ON j.id = i.job_id",
         "test_claim_and_lease.py::test_a_run_that_was_overtaken_may_make_no_call",
     ),

@@ -20,6 +20,9 @@ else:
     Pool = asyncpg.Pool
 
 OLDEST_SUPPORTED = 150000
+# Statements are planned once a connection, perhaps while a week's partition is still empty: what
+# would be read as a whole then must be found by an index when it has grown.
+_PLANNING = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off"}
 WORKER_POOL_SIZE = 6
 """Connections that a worker has at most, beside the one that listens."""
 UNREACHABLE = (
@@ -99,7 +102,7 @@ async def open_pool(url: str, *, size: int = 10, pooler: bool = False) -> Pool:
             statement_cache_size=0 if pooler else 200,
             max_cached_statement_lifetime=0,
             reset=_keep,
-            server_settings={} if pooler else {"plan_cache_mode": "force_generic_plan", "jit": "off"},
+            server_settings={} if pooler else _PLANNING,
         )
         try:
             async with pool.acquire() as connection:

@@ -1,10 +1,11 @@
 -- What a run writes: the intents of its calls, and how it ended. Every write names a run.
+-- (States as in claims.sql: compared with a column, so that rows are found by their ids.)
 
 -- name: open_calls
 -- The intents of calls, right before they are sent: only under the epoch of their holds,
 -- and only for runs that still own their rows.
 WITH fence AS MATERIALIZED (
-    SELECT headrace.now() AS now WHERE headrace.epoch_holds($1)
+    SELECT headrace.now() AS now, 'running' AS running WHERE headrace.epoch_holds($1)
 ), held_here AS (
     -- Where holds are rows the intent takes the place of its own, so that nothing counts twice.
     DELETE FROM headrace.holds h USING fence
@@ -15,11 +16,11 @@ INSERT INTO headrace.calls
      price_version, step, digest, opened_at)
 SELECT i.job_id, i.run, i.call, j.tenant, coalesce(i.endpoint, j.endpoint), i.provider, i.model, i.hold_id, i.held_nano, i.held_at,
        string_to_array(i.scopes, E'\n'), $1, i.price_version, i.step, i.digest, fence.now
-FROM fence, unnest($2::uuid[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[], $8::bigint[],
+FROM fence CROSS JOIN unnest($2::uuid[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[], $8::bigint[],
                    $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bytea[])
          AS i(job_id, run, call, provider, model, hold_id, held_nano, held_at, scopes, price_version,
               endpoint, step, digest)
-JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = 'running'
+JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = fence.running
 -- An answer that came late, for an earlier run, is the job's: it is not paid for again.
 WHERE (i.run = 1 OR NOT EXISTS (
           SELECT FROM headrace.calls c
@@ -35,7 +36,7 @@ RETURNING job_id, call;
 -- a bill), attempts recorded, spend booked, and the jobs that are still owned are ended or
 -- put back. The ids that come back are those.
 WITH moment AS MATERIALIZED (
-    SELECT headrace.now() AS now
+    SELECT headrace.now() AS now, 'running' AS running
 ), conclusion AS MATERIALIZED (
     SELECT * FROM unnest(
         $1::uuid[], $2::int[], $3::int[], $4::text[], $5::int[], $6::text[], $7::text[],
@@ -96,7 +97,7 @@ UPDATE headrace.jobs AS j SET
 FROM moment, unnest($25::uuid[], $26::int[], $27::text[], $28::int[], $29::text[], $30::text[], $31::text[],
                     $32::int[], $33::float8[], $35::int[], $36::bytea[])
     AS e(job_id, run, state, attempts, error_class, error, waiting_for, result_call, delay, result_run, output)
-WHERE j.id = e.job_id AND j.run = e.run AND j.state = 'running'
+WHERE j.id = e.job_id AND j.run = e.run AND j.state = moment.running
 RETURNING j.id, j.run, j.state, e.output
 ), returned AS (
     INSERT INTO headrace.checkpoints (job_id, name, run, value, made_at)
