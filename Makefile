@@ -26,10 +26,10 @@ up: .venv/.installed ## servers and workers in this terminal
 	$(BIN)/headrace up $(ARGS)
 
 test: .venv/.installed ## the whole test suite
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 conformance: .venv/.installed ## store and dispatch, on the servers that HEADRACE_TEST_*_URL name
-	$(BIN)/pytest -n 2 -m conformance $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal -m conformance $(ARGS)
 
 check: .venv/.installed ## formatting, types, layers, pins, deployment files
 	$(BIN)/ruff check
