@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
+from functools import partial
 from typing import cast
 
 from redis.asyncio.connection import AbstractConnection
@@ -39,6 +40,7 @@ from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leases import Leases
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
+from headrace_workers.steps.downgrade import cheaper
 from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
@@ -153,7 +155,7 @@ class Worker:
         self._steps = (
             Guard(),
             Route(world.configured, world.breakers),
-            Hold(self.budgets, world.dispatch),
+            Hold(self.budgets, world.dispatch, partial(cheaper, world.configured)),
             Journal(world.pool, self.budgets),
         )
         self._heartbeat = Heartbeat(

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from headrace_shared.budgets import Budgets, Held, HoldRequest, scopes_of
+from headrace_shared.budgets import Budgets, Held, HoldRequest
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
@@ -14,6 +14,7 @@ from headrace_shared.ids import CallNumber, JobId, RouteName, Run, Tenant, Worke
 from headrace_shared.job import ClaimedJob, JobState, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Snoozed, Succeeded, WaitReason
+from headrace_shared.scopes import GLOBAL, scopes_of
 from headrace_shared.settings import load_settings
 from headrace_shared.store import claims, lost, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
@@ -61,7 +62,7 @@ class Doomed:
         return job
 
     async def open_call(self, job: ClaimedJob) -> Held:
-        scopes = scopes_of(TENANT)
+        scopes = scopes_of(job, job.queue.route)
         (held,) = await self.budgets.hold([HoldRequest(hold_id(job.id, job.run, FIRST), AMOUNT, scopes)])
         assert isinstance(held, Held)
         intent = Intent(job.id, job.run, FIRST, "openai", MODEL, held.id, AMOUNT, held.at, scopes, "test")
@@ -415,7 +416,7 @@ async def test_an_intent_that_arrives_after_its_run_is_not_held_for_ever(
 async def test_holds_without_a_call_are_given_back(
     redis: Redis, doomed: Doomed, reaper: Reaper, clock: Clock
 ) -> None:
-    scopes = scopes_of(TENANT)
+    scopes = (GLOBAL, f"tenant:{TENANT}")
     await doomed.budgets.hold([HoldRequest(hold_id(new_job_id(), Run(1), FIRST), AMOUNT, scopes)])
     assert (await spent(redis))["held"] == AMOUNT
     await clock.advance(timedelta(seconds=61))

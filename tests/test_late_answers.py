@@ -4,17 +4,18 @@ from datetime import timedelta
 
 import pytest
 
-from headrace_shared.budgets import Budgets, Held, HoldRequest, scopes_of
+from headrace_shared.budgets import Budgets, Held, HoldRequest
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.ids import CallNumber, JobId, WorkerId, hold_id
 from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass
+from headrace_shared.scopes import scopes_of
 from headrace_shared.store import claims, lost, runs
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import Conclusion, Intent
 from headrace_shared.testing.clock import Clock
-from headrace_shared.testing.jobs import MODEL, TENANT, Jobs
+from headrace_shared.testing.jobs import MODEL, Jobs
 from headrace_shared.testing.scripted_provider import Scripted, ScriptedProvider, completion
 from headrace_shared.usage import Usage
 from headrace_workers.testing import running_worker
@@ -38,7 +39,7 @@ async def claim(pool: Pool, job_id: JobId) -> ClaimedJob:
 
 
 async def open_call(pool: Pool, budgets: Budgets, job: ClaimedJob, number: int = 1) -> bool:
-    call, scopes = CallNumber(number), scopes_of(TENANT)
+    call, scopes = CallNumber(number), scopes_of(job, job.queue.route)
     [held] = await budgets.hold([HoldRequest(hold_id(job.id, job.run, call), AMOUNT, scopes)])
     assert isinstance(held, Held)
     intent = Intent(job.id, job.run, call, "openai", MODEL, held.id, AMOUNT, held.at, scopes, "test")

@@ -1,9 +1,10 @@
 """What a caller hands in becomes a job here, or is refused with the field and the reason."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TypeGuard
 
 from pydantic import BaseModel
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from headrace_producer.in_force import Snapshot
 from headrace_producer.timing import check_timing
 from headrace_shared import webhooks
-from headrace_shared.errors import InvalidRequest, InvalidWebhook
+from headrace_shared.errors import InvalidAmount, InvalidRequest, InvalidWebhook
 from headrace_shared.handlers import (
     HandlerEndpoint,
     handler_endpoint,
@@ -22,7 +23,9 @@ from headrace_shared.handlers import (
 from headrace_shared.ids import Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import NewJob
 from headrace_shared.jsonvalue import refuse_not_finite
+from headrace_shared.money import NanoUSD, parse_usd
 from headrace_shared.request import Endpoint, check_input, check_request
+from headrace_shared.scopes import check_api_key_name, check_tags
 from headrace_shared.settings import Settings
 
 MAX_ATTEMPTS = 100
@@ -60,6 +63,12 @@ class JobRequest:
     """When it must have ended; one that has passed ends it as expired."""
     timeout: timedelta | None = None
     """What it may take from its first start, waits between its attempts included."""
+    tags: Sequence[str] = ()
+    """At most 8, of 64 characters each: what its cost is counted under, beside its tenant and its model."""
+    api_key: str | None = None
+    """The name of the API key that it came with: another thing that its cost is counted under."""
+    max_cost: Decimal | str | int | None = None
+    """Dollars that all its calls may cost together; what could cost more fails."""
 
 
 class Checker:
@@ -100,6 +109,9 @@ class Checker:
             ttl=timing.ttl,
             deadline=timing.deadline,
             timeout=timing.timeout,
+            tags=check_tags(request.tags) if request.tags else (),
+            api_key=None if request.api_key is None else check_api_key_name(request.api_key),
+            max_cost=None if request.max_cost is None else _max_cost(request.max_cost),
         )
 
     def _webhook(self, url: object) -> str:
@@ -186,6 +198,18 @@ def _attempts(default: int, attempts: object) -> int:
     if not isinstance(attempts, int) or isinstance(attempts, bool) or not 1 <= attempts <= MAX_ATTEMPTS:
         raise InvalidRequest(field="max_attempts", reason=f"must be a whole number from 1 to {MAX_ATTEMPTS}")
     return attempts
+
+
+def _max_cost(dollars: object) -> NanoUSD:
+    # A float is not what somebody wrote: 0.1 is a little more than a tenth.
+    if not isinstance(dollars, Decimal | str | int) or isinstance(dollars, bool):
+        raise InvalidRequest(
+            field="max_cost", reason="must be dollars as a Decimal, a string or a whole number"
+        )
+    try:
+        return parse_usd(str(dollars))
+    except InvalidAmount as error:
+        raise InvalidRequest(field="max_cost", reason=error.message) from None
 
 
 def _key(key: object) -> str:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -166,6 +167,9 @@ class Headrace:
         ttl: timedelta | None = None,
         deadline: datetime | None = None,
         timeout: timedelta | None = None,
+        tags: Sequence[str] = (),
+        api_key: str | None = None,
+        max_cost: Decimal | str | int | None = None,
         connection: Connection | None = None,
     ) -> JobHandle:
         """Save a job, and return when it is safe; `JobRequest` says what the options are.
@@ -194,6 +198,9 @@ class Headrace:
             ttl,
             deadline,
             timeout,
+            tags,
+            api_key,
+            max_cost,
         )
         return (await self.enqueue_many([request], connection=connection))[0]
 

@@ -17,19 +17,24 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar, cast
 
+from headrace_shared.budget_counters import FORMAT, counters_of, read_answer, read_whole, settings_of
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds, unavailable
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.errors import DispatchUnavailable
-from headrace_shared.ids import HoldId, Tenant, parse_hold_id
+from headrace_shared.errors import DispatchUnavailable, InvalidInput
+from headrace_shared.holds import CHECK_EVERY, HOLD_LEASE, Held, HoldRequest, Settlement, StoreHolds
+from headrace_shared.ids import HoldId, parse_hold_id
 from headrace_shared.money import ZERO, NanoUSD
+from headrace_shared.scopes import GLOBAL
 from headrace_shared.store import money
-from headrace_shared.store.money import BudgetPolicy, BudgetState, Counters, Refused, WindowKind
+from headrace_shared.store.money import BudgetPolicy, BudgetState, Refused, WindowKind
 from headrace_shared.store.pool import Database
+
+__all__ = ["HOLD_LEASE", "BudgetView", "Budgets", "Held", "HoldRequest", "Settlement"]
 
 T = TypeVar("T")
 
@@ -38,41 +43,10 @@ _SETTLE = Script.load("settle", counts_money=True)
 _EXPIRED = Script.load("expired_holds", counts_money=True)
 _REBUILD = Script.load("rebuild", counts_money=True)
 _FORGET = Script.load("forget_money")
-
-HOLD_LEASE = timedelta(seconds=60)
-"""A hold this old is asked about. Its call's intent follows within milliseconds; the store
-refuses one that comes later than half of this."""
-
-CHECK_EVERY = timedelta(seconds=1)
-"""How often a process asks the store which epoch is in force. One that died between raising
-it and putting the counters in place leaves counters that look right and pay for no call."""
+_BEGIN = Script.load("begin_budget", counts_money=True)
 
 _TRIES = 10
 _PAGE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class HoldRequest:
-    id: HoldId
-    amount: NanoUSD
-    scopes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Money that is held: under which epoch, and since when."""
-
-    id: HoldId
-    amount: NanoUSD
-    epoch: int
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    id: HoldId
-    cost: NanoUSD
-    suspense: NanoUSD = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +59,6 @@ class BudgetView:
         return NanoUSD(self.state.limit - self.state.settled - self.state.suspense - self.held)
 
 
-def scopes_of(tenant: Tenant) -> tuple[str, ...]:
-    """Return the scopes that a tenant's job spends from."""
-    return ("global", f"tenant:{tenant}")
-
-
 class Budgets:
     """The counters of all budgets, for one process."""
 
@@ -100,8 +69,7 @@ class Budgets:
         self._run_id = ""
         self._checked = -math.inf
         self._rebuilding = asyncio.Lock()
-        self._epoch_without_redis: int | None = None
-        self._asked = -math.inf
+        self._in_store = StoreHolds(database)
 
     @property
     def epoch(self) -> int:
@@ -115,7 +83,7 @@ class Budgets:
     async def check_epoch(self) -> None:
         """Put the counters in place anew if the store has another epoch than they have."""
         self._checked = -math.inf
-        if self._epoch_without_redis is not None and await self.is_without_redis():
+        if self._in_store.believed and await self.is_without_redis():
             return
         if self._epoch and await money.current_epoch(self._database) != self._epoch:
             await self._put_in_place(self._epoch)
@@ -129,14 +97,14 @@ class Budgets:
 
         """
         return await self._either(
-            partial(self._hold_in_redis, requests), partial(self._hold_in_store, requests)
+            partial(self._hold_in_redis, requests), partial(self._in_store.hold, requests)
         )
 
     async def _either(
         self, in_redis: Callable[[], Awaitable[T]], in_store: Callable[[], Awaitable[T | None]]
     ) -> T:
         """Do it in the store where the epoch in force is one without Redis; there it gives None otherwise."""
-        if self._epoch_without_redis is not None:
+        if self._in_store.believed:
             found = await in_store()
             if found is not None:
                 return found
@@ -148,30 +116,9 @@ class Budgets:
                 raise
             return found
 
-    async def _hold_in_store(self, requests: Sequence[HoldRequest]) -> list[Held | Refused] | None:
-        wanted = [(request.id, request.amount, request.scopes) for request in requests]
-        while (epoch := await self._without_redis()) is not None:
-            answers = await money.hold(self._database, epoch, wanted)
-            if answers is not None:
-                return [
-                    answer if isinstance(answer, Refused) else Held(request.id, request.amount, epoch, answer)
-                    for request, answer in zip(requests, answers, strict=True)
-                ]
-            self._asked = -math.inf
-        return None
-
-    async def _without_redis(self) -> int | None:
-        """Return the epoch in force if it is one without Redis; asked for once in a while."""
-        if time.monotonic() - self._asked > CHECK_EVERY.total_seconds():
-            in_force = await money.epoch_in_force(self._database)
-            self._epoch_without_redis = in_force.number if in_force.degraded else None
-            self._asked = time.monotonic()
-        return self._epoch_without_redis
-
     async def is_without_redis(self) -> bool:
         """Ask the store whether the epoch in force is one without Redis, and go by it from now on."""
-        self._asked = -math.inf
-        return await self._without_redis() is not None
+        return await self._in_store.are_in_force()
 
     async def resume(self) -> None:
         """Redis is back: end the epoch without it, if one is in force."""
@@ -186,14 +133,14 @@ class Budgets:
         for _ in range(_TRIES):
             epoch = await self._trusted_epoch()
             run_id = self._run_id
-            reply = await self._redis.evaluate(_HOLD, (), [epoch, milliseconds(HOLD_LEASE), *args])
+            reply = await self._redis.evaluate(_HOLD, (), [epoch, milliseconds(HOLD_LEASE), FORMAT, *args])
             if self._redis.run_id != run_id:
                 # The very connection of this call found another server there: what it counted
                 # is an old copy, and goes with it when the counters are put in place.
                 continue
             if isinstance(reply, list):
                 answers = cast("list[list[int | bytes]]", reply)
-                return [_answer(*pair, epoch) for pair in zip(requests, answers, strict=True)]
+                return [read_answer(*pair, epoch) for pair in zip(requests, answers, strict=True)]
             await self._put_in_place(epoch)
         raise unavailable(self._redis.address, RuntimeError("the counters of budgets did not stay in place"))
 
@@ -205,15 +152,8 @@ class Budgets:
         holds are rows of the store the ledger has counted all of it already.
         """
         await self._either(
-            partial(self._settle_in_redis, settlements), partial(self._settle_in_store, settlements)
+            partial(self._settle_in_redis, settlements), partial(self._in_store.settle, settlements)
         )
-
-    async def _settle_in_store(self, settlements: Sequence[Settlement]) -> bool | None:
-        # Asked after the ledger was written: counters that are put in place from now on have it all.
-        if not await self.is_without_redis():
-            return None
-        await money.release(self._database, [settlement.id for settlement in settlements])
-        return True
 
     async def _settle_in_redis(self, settlements: Sequence[Settlement]) -> bool:
         args: list[Argument] = []
@@ -228,13 +168,7 @@ class Budgets:
 
     async def expired_holds(self, *, limit: int = 500) -> list[HoldId]:
         """Return holds whose lease is over, to be looked up in the ledger; those in the store just go."""
-        return await self._either(partial(self._expired_in_redis, limit), self._expired_in_store)
-
-    async def _expired_in_store(self) -> list[HoldId] | None:
-        if await self._without_redis() is None:
-            return None
-        await money.release_old(self._database, HOLD_LEASE)
-        return []
+        return await self._either(partial(self._expired_in_redis, limit), self._in_store.expired)
 
     async def _expired_in_redis(self, limit: int) -> list[HoldId]:
         reply = await self._redis.evaluate(_EXPIRED, (), [milliseconds(HOLD_LEASE), limit])
@@ -251,6 +185,41 @@ class Budgets:
         """Set a budget; it holds from now on, for what is under way as well."""
         await money.set_budget(self._database, scope, kind, limit, policy)
         await self.take_effect(scope)
+
+    async def begin(self, scope: str, limit: NanoUSD) -> None:
+        """Set a budget in total of a scope that nobody has spent from yet, as of a batch without jobs.
+
+        It holds when this returns, and the epoch stays: its counters are known to be 0.
+        """
+        await money.set_budget(self._database, scope, WindowKind.TOTAL, limit, BudgetPolicy.WAIT)
+        # Asked after the commit: a rebuild that begins later reads the budget, one that has begun has
+        # raised the epoch, and of the counters of an older one the script says that they are stale.
+        epoch = await money.epoch_in_force(self._database)
+        if epoch.degraded:
+            return
+        args: list[Argument] = [epoch.number, self._redis.run_id, FORMAT, scope, limit, BudgetPolicy.WAIT]
+        with contextlib.suppress(DispatchUnavailable):
+            if await self._redis.evaluate(_BEGIN, (), args) == b"OK":
+                return
+        await self.take_effect(scope)
+
+    async def set_time_zone(self, name: str) -> datetime:
+        """Count days, weeks and months in another time zone; return from when on.
+
+        What was spent before stays in the windows in which it was held; a window that goes on under
+        the same name goes on with what it has.
+
+        Raises:
+            InvalidInput: there is no such zone.
+
+        """
+        since = await money.set_time_zone(self._database, name)
+        if since is None:
+            raise InvalidInput(
+                reason=f"{name!r} is not a time zone: write one such as Europe/Berlin, or UTC."
+            )
+        await self.take_effect(GLOBAL)
+        return since
 
     async def remove(self, scope: str, kind: WindowKind) -> bool:
         removed = await money.remove_budget(self._database, scope, kind)
@@ -280,17 +249,14 @@ class Budgets:
     async def view(self) -> list[BudgetView]:
         """Return every budget with what is settled, held and in suspense now."""
         states = await money.budget_state(self._database)
-        held = await self._either(self._held_in_redis, self._held_in_store)
+        held = await self._either(self._held_in_redis, self._in_store.held)
         return [BudgetView(state, held.get((state.scope, state.window), ZERO)) for state in states]
-
-    async def _held_in_store(self) -> Mapping[tuple[str, str], NanoUSD] | None:
-        return None if await self._without_redis() is None else await money.held(self._database)
 
     async def _held_in_redis(self) -> Mapping[tuple[str, str], NanoUSD]:
         counted = await self._redis.hash(keys.SPENT)
-        parts = {tuple(name.split("|")): value for name, value in counted.items()}
+        parts = {tuple(name.rsplit("|", 2)): value for name, value in counted.items()}
         return {
-            (name[0], name[1]): NanoUSD(_whole(value))
+            (name[0], name[1]): NanoUSD(read_whole(value))
             for name, value in parts.items()
             if len(name) == 3 and name[2] == "held"  # noqa: PLR2004
         }
@@ -311,7 +277,8 @@ class Budgets:
                 return
             in_place = await self._redis.hash(keys.MONEY)
             epoch = await money.current_epoch(self._database)
-            ours = in_place.get("epoch") == str(epoch) and in_place.get("run_id") == self._redis.run_id
+            expected = {"epoch": str(epoch), "run_id": self._redis.run_id, "format": FORMAT}
+            ours = expected.items() <= in_place.items()
             if ours and epoch not in (seen, self._epoch):
                 self._epoch, self._run_id = epoch, self._redis.run_id
                 return
@@ -326,10 +293,7 @@ class Budgets:
             DispatchUnavailable: Redis is away, and the epoch is not one without it.
 
         """
-        await self._either(self._rebuild_in_redis, self._nothing_to_rebuild)
-
-    async def _nothing_to_rebuild(self) -> bool | None:
-        return await self.is_without_redis() or None
+        await self._either(self._rebuild_in_redis, self._in_store.nothing_to_rebuild)
 
     async def _rebuild_in_redis(self) -> bool:
         async with self._rebuilding:
@@ -346,7 +310,7 @@ class Budgets:
         await self._redis.check()
         run_id = self._redis.run_id
         args: list[Argument] = [epoch, run_id, milliseconds(HOLD_LEASE)]
-        for pairs in (_settings(read), *_counters(read)):
+        for pairs in (settings_of(read), *counters_of(read)):
             args.append(len(pairs))
             for name, value in pairs.items():
                 args += (name, value)
@@ -356,54 +320,3 @@ class Budgets:
             await self._redis.evaluate(_FORGET)
             await self._redis.evaluate(_REBUILD, (), args)
         self._epoch, self._run_id = epoch, run_id
-
-
-def _whole(text: str | None) -> int:
-    """Read a counter for somebody to look at; the next hold or settlement repairs what is none."""
-    return int(text) if text is not None and text.removeprefix("-").isdecimal() else 0
-
-
-def _settings(read: Counters) -> dict[str, Argument]:
-    found: dict[str, Argument] = {}
-    for window in read.windows:
-        found[f"window|{window.kind}"] = window.name
-        if window.ends_in is not None:
-            # Rounded up: a window must not turn here before it does in the store.
-            found[f"ends_in|{window.kind}"] = math.ceil(window.ends_in * 1000)
-    for state in read.budgets:
-        found[f"limit|{state.scope}|{state.kind}"] = state.limit
-        found[f"policy|{state.scope}|{state.kind}"] = state.policy
-    return found
-
-
-def _counters(read: Counters) -> tuple[dict[str, int], dict[str, str]]:
-    counters: dict[str, int] = {}
-    names = {f"{state.scope}|{state.window}" for state in read.budgets}
-    for state in read.budgets:
-        counters[f"{state.scope}|{state.window}|settled"] = state.settled
-        counters[f"{state.scope}|{state.window}|suspense"] = state.suspense
-    records: dict[str, str] = {}
-    for hold in read.holds:
-        counted = [f"{scope}|{window}" for scope in hold.scopes for window in hold.windows]
-        counted = [name for name in counted if name in names]
-        for name in counted:
-            counters[f"{name}|held"] = counters.get(f"{name}|held", 0) + hold.amount
-        if counted:
-            records[hold.id] = "\n".join([str(hold.amount), *counted])
-    return counters, records
-
-
-def _answer(request: HoldRequest, answer: Sequence[int | bytes], epoch: int) -> Held | Refused:
-    if answer[0] == 1:
-        at = datetime.fromtimestamp(int(answer[1]) / 1000, UTC)
-        return Held(request.id, request.amount, epoch, at)
-    _, scope, kind, limit, missing, held, ends_in, policy = answer
-    return Refused(
-        cast("bytes", scope).decode(),
-        WindowKind(cast("bytes", kind).decode()),
-        NanoUSD(int(limit)),
-        NanoUSD(int(missing)),
-        NanoUSD(int(held)),
-        timedelta(milliseconds=int(ends_in)) if int(ends_in) >= 0 else None,
-        BudgetPolicy(cast("bytes", policy).decode()),
-    )

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
+from headrace_shared.allowance import Allowance
 from headrace_shared.handlers import HandlerEndpoint
 from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, RouteName, Run, Tenant
 from headrace_shared.money import NanoUSD
@@ -14,6 +15,9 @@ from headrace_shared.usage import Usage
 
 NEEDS_EXPIRY = "expiry"
 """What a job needs of its worker when it has a time to live, a deadline or a timeout."""
+
+NEEDS_MAX_COST = "max_cost"
+"""What it needs when its calls may cost only so much together."""
 
 
 class JobState(StrEnum):
@@ -76,11 +80,18 @@ class NewJob:
     """When it must have ended."""
     timeout: timedelta | None = None
     """How long it may take from its first start, waits between its attempts included."""
+    api_key: str | None = None
+    """The name of the API key that it came with."""
+    tags: tuple[str, ...] = ()
+    """Sorted, each once."""
+    max_cost: NanoUSD | None = None
+    """The most that all its calls may cost together."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What a worker must know beyond the endpoint."""
-        return (NEEDS_EXPIRY,) if self.ttl or self.deadline or self.timeout else ()
+        expires = self.ttl or self.deadline or self.timeout
+        return (NEEDS_EXPIRY,) * bool(expires) + (NEEDS_MAX_COST,) * (self.max_cost is not None)
 
     @property
     def queue(self) -> Queue:
@@ -112,6 +123,11 @@ class ClaimedJob:
     """The call of an earlier run that was answered when that run had lost the row."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     """Read for a handler alone."""
+    api_key: str | None = None
+    tags: tuple[str, ...] = ()
+    batch_id: BatchId | None = None
+    allowance: Allowance | None = None
+    """What its calls may cost together, where that is limited."""
 
 
 @dataclass(frozen=True, slots=True)

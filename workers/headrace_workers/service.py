@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch.connection import Redis
@@ -37,6 +38,7 @@ from headrace_workers.reaper import Reaper
 from headrace_workers.running import Running
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
+from headrace_workers.steps.downgrade import cheaper
 from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.handle import Handle
 from headrace_workers.steps.hold import Hold
@@ -77,7 +79,7 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
     """The road of a call. `Settle` follows the last of them, whatever they came to."""
     return (
         Route(parts.configured, parts.breakers),
-        Hold(parts.budgets, parts.dispatch),
+        Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured)),
         Breaker(parts.breakers),
         Journal(parts.pool, parts.budgets),
         Lease(parts.leases),

@@ -32,6 +32,8 @@ class Quote:
     expected_input_tokens: int = 0
     expected_output_tokens: int = 0
     expected: NanoUSD = ZERO
+    dearest: NanoUSD = ZERO
+    """The most that one of the requests can cost by itself."""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class Quoter:
     snapshot: Snapshot
     _prices: dict[RouteName, tuple[Price, ...]] = field(default_factory=dict[RouteName, tuple[Price, ...]])
     _requests: int = 0
+    _dearest: NanoUSD = ZERO
     _most: list[int] = field(default_factory=lambda: [0, 0, 0])
     _expected: list[int] = field(default_factory=lambda: [0, 0, 0])
 
@@ -53,7 +56,9 @@ class Quoter:
         written = output_bound(checked.endpoint, request.document, default)
         prices = self._prices_of(request.route)
         self._requests += 1
-        _add(self._most, read, written, max(price.worst_case(read, written) for price in prices))
+        worst = max(price.worst_case(read, written) for price in prices)
+        self._dearest = max(self._dearest, worst)
+        _add(self._most, read, written, worst)
         read = min(read, -(-size // BYTES_PER_TOKEN))
         written = -(-written // WRITTEN_SHARE)
         cost = prices[0].cost(Usage(read, 0, written, 0))
@@ -70,6 +75,7 @@ class Quoter:
             expected_input,
             expected_output,
             NanoUSD(expected),
+            self._dearest,
         )
 
     def _prices_of(self, route: RouteName) -> tuple[Price, ...]:

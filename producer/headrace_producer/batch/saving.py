@@ -35,6 +35,7 @@ class Purpose:
     lane: str
     webhook: str | None
     timing: Timing = AT_ONCE
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class LineSaver:
             ttl=purpose.timing.ttl,
             deadline=purpose.timing.deadline,
             timeout=purpose.timing.timeout,
+            tags=purpose.tags,
         )
         try:
             job = self._checker.check(request, snapshot, None)

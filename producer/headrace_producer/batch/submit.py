@@ -14,13 +14,16 @@ from headrace_producer.batch.quote import Quote
 from headrace_producer.batch.saving import Line, LineSaver, Purpose, read_chunks
 from headrace_producer.batch.survey import Survey, survey_file
 from headrace_producer.connections import Connections
-from headrace_producer.console import count, dollars
+from headrace_producer.console import dollars
 from headrace_producer.in_force import InForce, Snapshot
 from headrace_producer.timing import AT_ONCE, Timing
+from headrace_shared.budgets import Budgets
 from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailable
 from headrace_shared.ids import BatchId, Tenant
 from headrace_shared.money import NanoUSD
+from headrace_shared.scopes import batch_scope
 from headrace_shared.store import batches
+from headrace_shared.store.money import BudgetPolicy, WindowKind, has_budget
 from headrace_shared.store.pool import UNREACHABLE
 from headrace_shared.webhooks import check_url
 
@@ -40,7 +43,8 @@ class Submission:
     timing: Timing = AT_ONCE
     """How long each of its jobs may take."""
     max_cost: NanoUSD | None = None
-    """The most that its answers may cost; a file that could cost more is refused."""
+    """The most that the batch may cost: a budget of its own, at which it stops."""
+    tags: tuple[str, ...] = ()
     sample: int = 0
     """Requests to run, chosen at random; 0 is all of them."""
     again: bool = False
@@ -118,6 +122,7 @@ class Submitter:
                 total=survey.total,
                 again=submission.again,
             )
+            await self._limit(submission, opened, survey.quote)
             try:
                 enqueued = await self._enqueue(submission, file, opened.id, survey)
             except asyncio.CancelledError:
@@ -157,10 +162,35 @@ class Submitter:
         check_cost(submission, survey.quote)
         return survey
 
+    async def _limit(self, submission: Submission, opened: batches.OpenedBatch, quote: Quote) -> None:
+        """Give the batch a budget of its own, before any of its jobs can be seen."""
+        limit, budgets = submission.max_cost, Budgets(self._connections.pool, self._connections.redis)
+        scope = batch_scope(opened.id)
+        if limit is None:
+            # A submission that was broken off may not have come to tell anybody of the one it set.
+            if not opened.created and await has_budget(self._connections.pool, scope):
+                await budgets.take_effect(scope)
+            return
+        if quote.most > limit:
+            self._view.tell(
+                f"It could cost up to {dollars(quote.most)}: what would go over {dollars(limit)} is not run."
+            )
+        if opened.created:
+            await budgets.begin(scope, limit)
+        else:
+            await budgets.set(scope, WindowKind.TOTAL, limit, BudgetPolicy.WAIT)
+
     async def _enqueue(
         self, submission: Submission, file: BatchFile, batch_id: BatchId, survey: Survey
     ) -> int:
-        purpose = Purpose(batch_id, submission.tenant, submission.lane, submission.webhook, submission.timing)
+        purpose = Purpose(
+            batch_id,
+            submission.tenant,
+            submission.lane,
+            submission.webhook,
+            submission.timing,
+            submission.tags,
+        )
         saver = LineSaver(self._connections, self._in_force, purpose)
         chosen = survey.sample if submission.sample else _EVERY_LINE
         total = len(chosen) or survey.total
@@ -216,15 +246,15 @@ class _Known:
 
 
 def check_cost(submission: Submission, quote: Quote) -> None:
-    """Refuse a file that could cost more than its ceiling.
+    """Refuse a file with a request that does not fit under its ceiling, whatever the others cost.
 
     Raises:
-        InvalidInput: it could; the sentence has both figures.
+        InvalidInput: there is one; the sentence has the figures.
 
     """
-    if submission.max_cost is not None and quote.most > submission.max_cost:
+    if submission.max_cost is not None and quote.dearest > submission.max_cost:
         raise InvalidInput(
-            reason=f"{submission.path} could cost up to {dollars(quote.most)} (about "
-            f"{dollars(quote.expected)} is expected for {count(quote.requests, 'request')}), which is more "
-            f"than --max-cost {dollars(submission.max_cost)}: nothing was enqueued."
+            reason=f"One request of {submission.path} could cost up to {dollars(quote.dearest)} by itself "
+            f"(all {quote.requests:,} up to {dollars(quote.most)}), which is more than --max-cost "
+            f"{dollars(submission.max_cost)}: nothing was enqueued."
         )

@@ -1,24 +1,27 @@
 """`headrace budgets`: what may be spent, by whom, in which time."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, assert_never
 
 import typer
 
-from headrace_producer.checking import check_tenant
 from headrace_producer.commands.options import AsJson
 from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
-from headrace_shared.budgets import Budgets, BudgetView, scopes_of
+from headrace_shared.budgets import Budgets, BudgetView
 from headrace_shared.errors import InvalidInput
 from headrace_shared.money import NanoUSD, format_usd, parse_usd
+from headrace_shared.scopes import parse_scope
 from headrace_shared.settings import load_settings
-from headrace_shared.store.money import BudgetPolicy, WindowKind
+from headrace_shared.store.money import BudgetPolicy, TimeZone, WindowKind, time_zone
 
 app = typer.Typer(help="Hard limits of what may be spent.", rich_markup_mode=None)
 
-Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="global, or tenant:NAME.")]
-Window = Annotated[WindowKind, typer.Option(help="In all, or each day or month (UTC).")]
+Scope = Annotated[
+    str,
+    typer.Argument(metavar="SCOPE", help="global, tenant:NAME, key:NAME, model:NAME, batch:ID or tag:NAME."),
+]
+Window = Annotated[WindowKind, typer.Option(help="In all, or each day, week or month.")]
 
 
 @app.command("set")
@@ -33,7 +36,7 @@ def set_budget(
     as_json: AsJson = False,
 ) -> None:
     """Set a budget; it holds at once, for what is under way as well."""
-    asyncio.run(_set(Console(as_json), _checked(scope), window, parse_usd(limit), policy))
+    asyncio.run(_set(Console(as_json), parse_scope(scope), window, parse_usd(limit), policy))
 
 
 @app.command()
@@ -45,16 +48,23 @@ def show(*, as_json: AsJson = False) -> None:
 @app.command()
 def remove(scope: Scope, *, window: Window = WindowKind.TOTAL, as_json: AsJson = False) -> None:
     """Remove a budget: nothing limits its scope and window any more."""
-    asyncio.run(_remove(Console(as_json), _checked(scope), window))
+    asyncio.run(_remove(Console(as_json), parse_scope(scope), window))
 
 
-def _checked(scope: str) -> str:
-    if scope == "global":
-        return scope
-    kind, _, name = scope.partition(":")
-    if kind != "tenant":
-        raise InvalidInput(reason=f"{scope!r} is not a scope: write global, or tenant:NAME.")
-    return scopes_of(check_tenant(name))[-1]
+@app.command("zone")
+def set_zone(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ZONE", help="Such as Europe/Berlin; without it, say which it is.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Set, or say, the time zone in which days, weeks and months are counted.
+
+    What was spent before stays in the windows in which it was held; a window that goes on under the same
+    name goes on with what it has.
+    """
+    asyncio.run(_zone(Console(as_json), name))
 
 
 async def _set(
@@ -69,11 +79,38 @@ async def _set(
 
 
 def _what_does_not_fit(window: WindowKind, policy: BudgetPolicy) -> str:
+    match policy:
+        case BudgetPolicy.SOFT:
+            return "what does not fit is counted, and not stopped"
+        case BudgetPolicy.REJECT:
+            return "what does not fit waits for calls under way and then fails"
+        case BudgetPolicy.DOWNGRADE:
+            first = "what does not fit goes to the next target of its route that does; else it"
+        case BudgetPolicy.WAIT:
+            first = "what does not fit"
+        case _:
+            assert_never(policy)
     if window is WindowKind.TOTAL:
-        return "what does not fit waits for calls under way and then fails: a total never comes again"
-    if policy is BudgetPolicy.REJECT:
-        return "what does not fit waits for calls under way and then fails"
-    return f"what does not fit waits for the next {window}"
+        return f"{first} waits for calls under way and then fails: a total never comes again"
+    return f"{first} waits for the next {window}"
+
+
+async def _zone(console: Console, name: str | None) -> None:
+    async with open_connections(load_settings()) as connections:
+        if name is not None:
+            await Budgets(connections.pool, connections.redis).set_time_zone(name)
+        zone = await time_zone(connections.pool)
+    console.say(_in_words(zone))
+    console.conclude(
+        {"zone": zone.name, "next": zone.next, "since": zone.next_since and zone.next_since.isoformat()}
+    )
+
+
+def _in_words(zone: TimeZone) -> str:
+    sentence = f"Days, weeks and months are counted in {zone.name}"
+    if zone.next is None or zone.next_since is None:
+        return f"{sentence}."
+    return f"{sentence}, and from {zone.next_since:%Y-%m-%d %H:%M} UTC on in {zone.next}."
 
 
 async def _show(console: Console) -> None:

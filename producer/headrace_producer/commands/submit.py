@@ -39,6 +39,7 @@ from headrace_shared.configuration import Configuration
 from headrace_shared.errors import InvalidInput, MissingSetting
 from headrace_shared.money import NanoUSD, parse_usd
 from headrace_shared.prices import PriceBook
+from headrace_shared.scopes import check_tags
 from headrace_shared.settings import load_settings
 
 
@@ -57,7 +58,7 @@ def submit(
     output: OutputFile = None,
     errors: ErrorsFile = None,
     max_cost: Annotated[
-        str | None, typer.Option(metavar="DOLLARS", help="Refuse a file whose answers could cost more.")
+        str | None, typer.Option(metavar="DOLLARS", help="What the batch may cost; it stops there.")
     ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Called when a job has ended.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and quote the file.")] = False,
@@ -84,6 +85,10 @@ def submit(
     timeout: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long a job may take from its first start.")
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TAG", help="What its cost is counted under; several may be given."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a file of requests: checked as a whole, enqueued once, resumed where it was left."""
@@ -103,6 +108,7 @@ def submit(
             read_duration("--timeout", timeout),
         ),
         max_cost=None if max_cost is None else parse_usd(max_cost),
+        tags=check_tags(tag or []),
         sample=sample,
         again=again,
         wait=wait,
@@ -148,7 +154,7 @@ async def _present_snapshot(console: Console) -> Snapshot:
 
 
 def _quoted(quote: Quote) -> dict[str, object]:
-    money = ("most", "expected")
+    money = ("most", "expected", "dearest")
     return {f"{name}_nano_usd" if name in money else name: value for name, value in asdict(quote).items()}
 
 

@@ -7,9 +7,11 @@ from enum import StrEnum
 
 import asyncpg
 
+from headrace_shared.allowance import Allowance
 from headrace_shared.handlers import read_endpoint
-from headrace_shared.ids import CallNumber, JobId, Lane, Run, WorkerId
-from headrace_shared.job import NEEDS_EXPIRY, ClaimedJob, Queue
+from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, Run, WorkerId
+from headrace_shared.job import NEEDS_EXPIRY, NEEDS_MAX_COST, ClaimedJob, Queue
+from headrace_shared.money import NanoUSD
 from headrace_shared.request import Endpoint
 from headrace_shared.store.jobs import queue_of
 from headrace_shared.store.pool import Database, json_object
@@ -63,7 +65,7 @@ class Abilities:
     """What a worker knows how to run; jobs of a newer producer may need more."""
 
     endpoints: tuple[str, ...] = tuple(Endpoint)
-    needs: tuple[str, ...] = (NEEDS_EXPIRY,)
+    needs: tuple[str, ...] = (NEEDS_EXPIRY, NEEDS_MAX_COST)
 
 
 PLAIN = Abilities()
@@ -118,6 +120,12 @@ def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
         traceparent=row["traceparent"],
         answer=(Run(row["answer"][0]), CallNumber(row["answer"][1])) if row["answer"] else None,
         metadata=json_object(row["metadata"]),
+        api_key=row["api_key"],
+        tags=tuple(row["tags"]),
+        batch_id=None if row["batch_id"] is None else BatchId(row["batch_id"]),
+        allowance=None
+        if row["max_cost_nano"] is None
+        else Allowance(NanoUSD(row["max_cost_nano"]), NanoUSD(row["spent_nano"])),
     )
 
 

@@ -22,6 +22,13 @@ RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts
           j.end_by - m.now AS time_left,
           j.webhook IS NOT NULL AS has_webhook, j.traceparent,
           CASE WHEN j.endpoint LIKE 'handler:%' THEN j.metadata END AS metadata,
+          j.api_key, j.tags, j.batch_id, j.max_cost_nano,
+          -- What earlier runs cost, may have cost, or may still cost.
+          CASE WHEN j.run > 1 AND j.max_cost_nano IS NOT NULL THEN (
+              SELECT coalesce(sum(c.cost_nano + c.suspense_nano
+                                  + CASE c.state WHEN 'open' THEN c.held_nano ELSE 0 END), 0)::bigint
+              FROM headrace.calls c WHERE c.job_id = j.id
+          ) ELSE 0 END AS spent_nano,
           CASE WHEN j.run > 1 THEN (
               SELECT ARRAY[c.run, c.call] FROM headrace.calls c
               WHERE c.job_id = j.id AND c.state = 'answered' AND c.error_class IS NULL AND c.step IS NULL

@@ -60,7 +60,8 @@ WITH moment AS MATERIALIZED (
 )
 INSERT INTO headrace.jobs
     (id, tenant, lane, route, endpoint, body, max_attempts, run_at, webhook, metadata, traceparent,
-     batch_id, line, custom_id, created_at, ttl, start_by, end_by, timeout, needs, replaces)
+     batch_id, line, custom_id, created_at, ttl, start_by, end_by, timeout, needs, replaces,
+     api_key, tags, max_cost_nano)
 SELECT old.fresh, j.tenant, j.lane, coalesce($4, j.route), j.endpoint, coalesce($3, j.body), j.max_attempts,
        old.now, j.webhook, j.metadata, j.traceparent, j.batch_id, j.line, j.custom_id, old.now,
        j.ttl, old.now + j.ttl,
@@ -69,6 +70,7 @@ SELECT old.fresh, j.tenant, j.lane, coalesce($4, j.route), j.endpoint, coalesce(
            WHEN j.end_by = j.started_at + j.timeout THEN NULL
            WHEN j.end_by > old.now THEN j.end_by END),
        j.timeout,
-       CASE WHEN $7 IS NULL OR $8 = ANY(j.needs) THEN j.needs ELSE j.needs || $8 END, j.id
+       CASE WHEN $7 IS NULL OR $8 = ANY(j.needs) THEN j.needs ELSE j.needs || $8 END, j.id,
+       j.api_key, j.tags, j.max_cost_nano
 FROM old JOIN headrace.jobs j ON j.id = old.id
 RETURNING replaces, id, lane, route, tenant;

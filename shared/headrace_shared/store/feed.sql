@@ -72,7 +72,15 @@ WITH keys AS (
 ), callbacks AS (
     DELETE FROM headrace.deliveries
     WHERE ended_at < headrace.now() - make_interval(days => $1) RETURNING 1
+), ended AS (
+    -- Of batches of which no job is left, or all have ended long ago.
+    DELETE FROM headrace.budgets b
+    WHERE b.scope LIKE 'batch:%' AND b.changed_at < headrace.now() - make_interval(days => $1)
+      AND NOT EXISTS (SELECT FROM headrace.jobs j WHERE j.batch_id = substr(b.scope, 7)::uuid AND (
+              j.ended_at IS NULL OR j.ended_at > headrace.now() - make_interval(days => $1)))
+    RETURNING 1
 ), gone AS (
     DELETE FROM headrace.workers WHERE alive_until < headrace.now() - interval '1 day' RETURNING 1
 )
-SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM callbacks) + (SELECT count(*) FROM gone);
+SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM callbacks) + (SELECT count(*) FROM ended)
+       + (SELECT count(*) FROM gone);

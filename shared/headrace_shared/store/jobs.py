@@ -120,6 +120,9 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
             job.deadline,
             job.timeout.total_seconds() if job.timeout else None,
             "\n".join(job.needs),
+            job.api_key,
+            "\n".join(job.tags),
+            job.max_cost,
         )
         for job in jobs
     ]

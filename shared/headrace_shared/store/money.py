@@ -23,6 +23,8 @@ _SQL = Statements("money.sql")
 class WindowKind(StrEnum):
     TOTAL = "total"
     DAY = "day"
+    WEEK = "week"
+    """From Monday on."""
     MONTH = "month"
 
 
@@ -30,7 +32,13 @@ class BudgetPolicy(StrEnum):
     """What becomes of a job that does not fit."""
 
     WAIT = "wait"
+    """Until money is released or the window turns; where it never turns the job fails."""
     REJECT = "reject"
+    """It fails, unless calls under way may release enough."""
+    DOWNGRADE = "downgrade"
+    """Its call is made to the next target of its route that fits; where none does it waits."""
+    SOFT = "soft"
+    """It is counted and never refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,7 @@ class BudgetState:
     """A budget and what the present window of it has used."""
 
     scope: str
-    """`global` or `tenant:NAME`."""
+    """As `scopes.parse_scope` reads it."""
     kind: WindowKind
     window: str
     limit: NanoUSD
@@ -120,6 +128,10 @@ async def set_budget(
 
 async def remove_budget(database: Database, scope: str, kind: WindowKind) -> bool:
     return await database.fetchrow(_SQL["remove_budget"], scope, kind) is not None
+
+
+async def has_budget(database: Database, scope: str) -> bool:
+    return await database.fetchrow(_SQL["has_budget"], scope) is not None
 
 
 async def wake_waiters(database: Database, scope: str, *, limit: int) -> list[tuple[JobId, Queue]]:
@@ -226,6 +238,30 @@ async def counters(database: Database) -> Counters:
     """Read what the counters are rebuilt from, in one snapshot."""
     row = await database.fetchrow(_SQL["counters"])
     return _COUNTERS.validate_json(row[0] if row else "{}")
+
+
+@dataclass(frozen=True, slots=True)
+class TimeZone:
+    """In which zone windows are counted, and the one that will follow, if any."""
+
+    name: str
+    next: str | None
+    next_since: datetime | None
+
+
+async def time_zone(database: Database) -> TimeZone:
+    row = await database.fetchrow(_SQL["time_zone"])
+    return TimeZone(row["now"], row["name"], row["since"]) if row else TimeZone("UTC", None, None)
+
+
+async def set_time_zone(database: Database, name: str) -> datetime | None:
+    """Count windows in another time zone, and return since when; None when there is no such zone.
+
+    The epoch is raised with it: whoever holds money counts anew before.
+    """
+    row = await database.fetchrow(_SQL["set_time_zone"], name)
+    moment: datetime | None = row[0] if row else None
+    return moment
 
 
 async def usage(

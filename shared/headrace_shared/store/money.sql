@@ -1,20 +1,29 @@
 -- Budgets, the epoch of their counters, and what was spent.
 
 -- name: set_budget
-INSERT INTO headrace.budgets (scope, window_kind, limit_nano, policy, changed_at)
-VALUES ($1, $2, $3, $4, headrace.now())
+-- What the version before does not know as a policy is one to wait for, to it.
+INSERT INTO headrace.budgets (scope, window_kind, limit_nano, policy, rule, changed_at)
+SELECT $1, $2, $3::bigint, CASE WHEN known THEN $4::text ELSE 'wait' END, CASE WHEN NOT known THEN $4 END, headrace.now()
+FROM (SELECT $4::text IN ('wait', 'reject') AS known) AS p
 ON CONFLICT (scope, window_kind) DO UPDATE SET
-    limit_nano = excluded.limit_nano, policy = excluded.policy, changed_at = excluded.changed_at;
+    limit_nano = excluded.limit_nano, policy = excluded.policy, rule = excluded.rule, changed_at = excluded.changed_at;
 
 -- name: remove_budget
 DELETE FROM headrace.budgets WHERE scope = $1 AND window_kind = $2 RETURNING scope;
 
+-- name: has_budget
+SELECT scope FROM headrace.budgets WHERE scope = $1 LIMIT 1;
+
 -- name: wake_waiters
--- A page of jobs that wait for a budget of this scope ('global': of any tenant), due at once.
+-- A page of jobs that wait for a budget and spend from this scope, due at once.
 UPDATE headrace.jobs AS j SET run_at = headrace.now(), waiting_for = NULL
 FROM (SELECT id FROM headrace.jobs
       WHERE state = 'queued' AND waiting_for = 'budget' AND run_at > headrace.now()
-        AND ($1 = 'global' OR 'tenant:' || tenant = $1)
+        AND CASE split_part($1, ':', 1) WHEN 'global' THEN true
+                WHEN 'tenant' THEN 'tenant:' || tenant = $1 WHEN 'key' THEN 'key:' || api_key = $1
+                -- A handler asks for what it likes: it looks for itself.
+                WHEN 'model' THEN 'model:' || route = $1 OR endpoint LIKE 'handler:%'
+                WHEN 'batch' THEN batch_id = substr($1, 7)::uuid WHEN 'tag' THEN substr($1, 5) = ANY(tags) END
       ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) AS waiting
 WHERE j.id = waiting.id
 RETURNING j.id, j.lane, j.route, j.tenant;
@@ -43,13 +52,13 @@ SELECT * FROM headrace.budget_use(NULL, headrace.now());
 
 -- name: budget_state
 -- Every budget with what its present window has settled and in suspense.
-SELECT b.scope, b.window_kind, w.name AS window_name, b.limit_nano, b.policy,
+SELECT b.scope, b.window_kind, w.name AS window_name, b.limit_nano, coalesce(b.rule, b.policy) AS policy,
        coalesce(sum(s.settled_nano), 0)::bigint AS settled_nano,
        coalesce(sum(s.suspense_nano), 0)::bigint AS suspense_nano
 FROM headrace.budgets b
-JOIN unnest(headrace.windows(headrace.now())) AS w(name) ON split_part(w.name, ':', 1) = b.window_kind
-LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = w.name
-GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, b.policy
+JOIN unnest(headrace.budget_windows(headrace.now())) AS w(name) ON split_part(w.name, ':', 1) = b.window_kind
+LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = ANY(headrace.booked_in(w.name))
+GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, coalesce(b.rule, b.policy)
 ORDER BY b.scope, b.window_kind;
 
 -- name: counters
@@ -60,23 +69,33 @@ WITH moment AS MATERIALIZED (
 ), present AS MATERIALIZED (
     SELECT split_part(name, ':', 1) AS kind, name,
            headrace.window_ends_in(split_part(name, ':', 1), m.now) AS ends_in
-    FROM moment m, unnest(headrace.windows(m.now)) AS name
+    FROM moment m, unnest(headrace.budget_windows(m.now)) AS name
 ), budget AS (
-    SELECT b.scope, b.window_kind AS kind, w.name AS window, b.limit_nano AS limit, b.policy,
+    SELECT b.scope, b.window_kind AS kind, w.name AS window, b.limit_nano AS limit,
+           coalesce(b.rule, b.policy) AS policy,
            coalesce(sum(s.settled_nano), 0)::bigint AS settled,
            coalesce(sum(s.suspense_nano), 0)::bigint AS suspense
     FROM headrace.budgets b
     JOIN present w ON w.kind = b.window_kind
-    LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = w.name
-    GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, b.policy
+    LEFT JOIN headrace.spend s ON s.scope = b.scope AND s.window_name = ANY(headrace.booked_in(w.name))
+    GROUP BY b.scope, b.window_kind, w.name, b.limit_nano, coalesce(b.rule, b.policy)
 ), hold AS (
-    SELECT hold_id AS id, held_nano AS amount, scopes, headrace.windows(held_at) AS windows
+    SELECT hold_id AS id, held_nano AS amount, scopes, headrace.budget_windows(held_at) AS windows
     FROM headrace.calls WHERE state = 'open'
 )
 SELECT json_build_object(
     'windows', (SELECT coalesce(json_agg(w), '[]') FROM present w),
     'budgets', (SELECT coalesce(json_agg(b), '[]') FROM budget b),
     'holds', (SELECT coalesce(json_agg(h), '[]') FROM hold h))::text;
+
+-- name: set_time_zone
+SELECT headrace.set_time_zone($1);
+
+-- name: time_zone
+-- The one in force, and the one that will be.
+SELECT headrace.time_zone_at(headrace.now()) AS now, later.name, later.since
+FROM (VALUES (1)) AS one LEFT JOIN LATERAL (
+    SELECT name, since FROM headrace.time_zones WHERE since > headrace.now() ORDER BY since LIMIT 1) AS later ON true;
 
 -- name: usage
 -- The ledger in one row per group; a grouping that is not asked for is null.

@@ -5,7 +5,7 @@
 -- The intents of calls, right before they are sent: only under the epoch of their holds,
 -- and only for runs that still own their rows.
 WITH fence AS MATERIALIZED (
-    SELECT headrace.now() AS now, 'running' AS running WHERE headrace.epoch_holds($1)
+    SELECT headrace.now() AS now, 'running' AS running WHERE headrace.is_in_force($1)
 ), held_here AS (
     -- Where holds are rows the intent takes the place of its own, so that nothing counts twice.
     DELETE FROM headrace.holds h USING fence
@@ -61,17 +61,19 @@ WITH moment AS MATERIALIZED (
         latency = make_interval(secs => x.latency), ended_at = moment.now
     FROM moment, conclusion x JOIN before b ON b.job_id = x.job_id AND b.run = x.run AND b.call = x.call
     WHERE c.job_id = x.job_id AND c.run = x.run AND c.call = x.call
-    RETURNING c.job_id, c.run, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on,
+    RETURNING c.job_id, c.run, c.scopes, date_trunc('minute', c.held_at, 'UTC') AS held_in,
               c.cost_nano - b.cost_nano AS cost_delta, c.suspense_nano - b.suspense_nano AS suspense_delta,
               b.decided
-), daily AS (
-    SELECT scope, held_on, sum(cost_delta) AS cost, sum(suspense_delta) AS suspense
-    FROM concluded, unnest(scopes) AS scope GROUP BY scope, held_on
+), by_minute AS (
+    SELECT scope, held_in, sum(cost_delta) AS cost, sum(suspense_delta) AS suspense
+    FROM concluded, unnest(scopes) AS scope GROUP BY scope, held_in
+), present AS MATERIALIZED (
+    SELECT held_in, headrace.windows(held_in) AS names FROM (SELECT DISTINCT held_in FROM concluded) AS minutes
 ), booked AS (
     -- Sorted, so that two workers lock the same sums in the same order.
     INSERT INTO headrace.spend AS s (scope, window_name, shard, settled_nano, suspense_nano)
     SELECT scope, name, $16, sum(cost), sum(suspense)
-    FROM daily, unnest(headrace.windows(held_on)) AS name
+    FROM by_minute JOIN present USING (held_in), unnest(names) AS name
     GROUP BY scope, name HAVING sum(cost) <> 0 OR sum(suspense) <> 0 ORDER BY scope, name
     ON CONFLICT (scope, window_name, shard) DO UPDATE SET
         settled_nano = s.settled_nano + excluded.settled_nano,

@@ -29,13 +29,13 @@ WITH moment AS MATERIALIZED (
     UPDATE headrace.calls AS c SET
         state = 'settled', cost_nano = chosen.cost, suspense_nano = 0, settled_by = $7
     FROM chosen WHERE c.job_id = chosen.job_id AND c.run = chosen.run AND c.call = chosen.call
-    RETURNING c.job_id, c.run, c.call, c.tenant, c.scopes, date_trunc('day', c.held_at, 'UTC') AS held_on,
+    RETURNING c.job_id, c.run, c.call, c.tenant, c.scopes, date_trunc('minute', c.held_at, 'UTC') AS held_in,
               chosen.suspense, chosen.cost
 ), booked AS (
     -- Sorted, so that nobody locks the same sums in another order.
     INSERT INTO headrace.spend AS s (scope, window_name, shard, settled_nano, suspense_nano)
     SELECT scope, name, 0, sum(cost), -sum(suspense)
-    FROM settled, unnest(scopes) AS scope, unnest(headrace.windows(held_on)) AS name
+    FROM settled, unnest(scopes) AS scope, unnest(headrace.windows(held_in)) AS name
     GROUP BY scope, name ORDER BY scope, name
     ON CONFLICT (scope, window_name, shard) DO UPDATE SET
         settled_nano = s.settled_nano + excluded.settled_nano,

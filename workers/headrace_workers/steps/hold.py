@@ -1,23 +1,23 @@
 """Hold the most that the call can cost, over all scopes of the job, or let it wait."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from urllib.parse import quote
 
 from headrace_shared.batching import Batcher
-from headrace_shared.budgets import Budgets, Held, HoldRequest, scopes_of
+from headrace_shared.budgets import Budgets, Held, HoldRequest
 from headrace_shared.dispatch.dispatch import Dispatch, Gate
 from headrace_shared.errors import DispatchUnavailable, UnknownPrice
-from headrace_shared.ids import hold_id
-from headrace_shared.money import NanoUSD, format_usd
+from headrace_shared.ids import RouteName, hold_id
+from headrace_shared.money import ZERO, NanoUSD, format_usd
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Snoozed, WaitReason
-from headrace_shared.prices import Price
-from headrace_shared.request import PreparedRequest
+from headrace_shared.scopes import gate_dimension, scopes_of
 from headrace_shared.store.money import BudgetPolicy, Refused
 from headrace_shared.store.pool import UNREACHABLE
 from headrace_workers.execution import Run
+from headrace_workers.turns import Turns
 
 PAUSE = timedelta(milliseconds=500)
 """How long a queue waits for other calls to release money before it is tried again."""
@@ -25,33 +25,58 @@ PAUSE = timedelta(milliseconds=500)
 SERVER_PAUSE = timedelta(seconds=2)
 """How long a job waits for servers that are away before it is tried again."""
 
+Cheaper = Callable[[Run, NanoUSD], Iterator[tuple[Run, NanoUSD]]]
+"""Says what else a run's route has that costs less at most than so much, and how much each costs."""
+
 
 class Hold:
-    def __init__(self, budgets: Budgets, dispatch: Dispatch) -> None:
+    def __init__(self, budgets: Budgets, dispatch: Dispatch, cheaper: Cheaper) -> None:
         self._budgets = budgets
         self._dispatch = dispatch
+        self._cheaper = cheaper
+        self._turns = Turns(PAUSE)
         self._holds = Batcher[HoldRequest, Held | Refused](self._hold, max_size=1000)
 
     async def __call__(self, run: Run) -> Run:
-        if run.price is None or run.request is None:
+        if run.price is None or run.request is None or run.ask is None:
             return run
         try:
-            return await self._held(run, run.price, run.request)
+            amount = run.price.worst_case(run.request.input_bound, run.request.output_bound)
+            return await self._fit(run, run.ask.route, amount)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
         except (DispatchUnavailable, *UNREACHABLE):
             return run.ended(Snoozed(SERVER_PAUSE, WaitReason.SERVERS))
 
-    async def _held(self, run: Run, price: Price, request: PreparedRequest) -> Run:
-        amount = price.worst_case(request.input_bound, request.output_bound)
-        held = await self._holds.submit(
-            HoldRequest(hold_id(run.job.id, run.job.run, run.call), amount, scopes_of(run.job.queue.tenant))
-        )
-        match held:
-            case Held():
-                return replace(run, held=held)
-            case Refused():
-                return await self._refused(run, held, amount)
+    async def _fit(self, run: Run, route: RouteName, amount: NanoUSD) -> Run:
+        """Hold for the call or, where a budget says so, for one that another target answers."""
+        held = await self._try(run, route, amount)
+        if not isinstance(held, Refused):
+            return held
+        least = amount
+        if held.policy is BudgetPolicy.DOWNGRADE:
+            for other, most in self._cheaper(run, amount):
+                tried = await self._try(other, route, most)
+                if not isinstance(tried, Refused):
+                    return tried
+                least = min(least, most)
+        return await self._refused(run, held, least)
+
+    async def _try(self, run: Run, route: RouteName, amount: NanoUSD) -> Run | Refused:
+        allowance = run.job.allowance
+        missing = allowance.hold(amount) if allowance else ZERO
+        if allowance and missing:
+            if missing <= allowance.held:
+                return run.ended(Snoozed(PAUSE, WaitReason.BUDGET))
+            return run.ended(_exhausted("what this job may cost", missing, amount))
+        request = HoldRequest(hold_id(run.job.id, run.job.run, run.call), amount, scopes_of(run.job, route))
+        held: Held | Refused | None = None
+        try:
+            held = await self._holds.submit(request)
+        finally:
+            if allowance and not isinstance(held, Held):
+                allowance.settle(amount, ZERO)
+        return replace(run, held=held) if isinstance(held, Held) else held
 
     async def _hold(self, requests: Sequence[HoldRequest]) -> Sequence[Held | Refused]:
         return await self._budgets.hold(requests)
@@ -60,23 +85,26 @@ class Hold:
         """Wait while calls under way may release money; then for the window; or give up."""
         if refused.missing <= refused.held_by_others:
             await self._close_gate(refused, PAUSE)
-            return run.ended(Snoozed(PAUSE, WaitReason.BUDGET))
-        if refused.policy is BudgetPolicy.WAIT and refused.ends_in is not None and amount <= refused.limit:
+            return run.ended(Snoozed(self._turns.take(refused.scope), WaitReason.BUDGET))
+        waits = refused.policy in (BudgetPolicy.WAIT, BudgetPolicy.DOWNGRADE)
+        if waits and refused.ends_in is not None and amount <= refused.limit:
             # Where some room is left a smaller job may still go.
             if refused.missing >= amount:
                 await self._close_gate(refused, refused.ends_in)
             return run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
-        return run.ended(Failed(Failure(ErrorClass.BUDGET_EXHAUSTED, _sentence(refused, amount))))
+        return run.ended(_exhausted(f"the {refused.kind} budget of {refused.scope}", refused.missing, amount))
 
     async def _close_gate(self, refused: Refused, duration: timedelta) -> None:
-        kind, _, name = refused.scope.partition(":")
+        """Close the gate of the queues that spend from a scope; others' jobs only go back."""
+        found = gate_dimension(refused.scope)
+        if found is None or not self._turns.is_news(f"{refused.scope} {duration > PAUSE}"):
+            return
+        kind, name = found
         dimension = f"{kind}:{quote(name, safe='')}" if name else kind
         with contextlib.suppress(DispatchUnavailable):
             await self._dispatch.close_gate(Gate(dimension, "budget"), duration)
 
 
-def _sentence(refused: Refused, amount: NanoUSD) -> str:
-    return (
-        f"the {refused.kind} budget of {refused.scope} lacks {format_usd(refused.missing)} "
-        f"of the {format_usd(amount)} that this call can cost"
-    )
+def _exhausted(what: str, missing: NanoUSD, amount: NanoUSD) -> Failed:
+    sentence = f"{what} lacks {format_usd(missing)} of the {format_usd(amount)} that this call can cost"
+    return Failed(Failure(ErrorClass.BUDGET_EXHAUSTED, sentence))

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from headrace_shared.batching import Batcher
-from headrace_shared.budgets import Budgets, scopes_of
+from headrace_shared.budgets import Budgets
 from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.outcome import Snoozed, WaitReason
+from headrace_shared.scopes import scopes_of
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import Intent
@@ -48,7 +49,7 @@ class Journal(LeavesIntent):
             hold_id=run.held.id,
             held=run.held.amount,
             held_at=run.held.at,
-            scopes=scopes_of(run.job.queue.tenant),
+            scopes=scopes_of(run.job, run.ask.route),
             price_version=run.price.version,
             endpoint=run.ask.endpoint,
             step=run.ask.step,

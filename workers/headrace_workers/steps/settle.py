@@ -55,6 +55,9 @@ class Settle:
             end=None if goes_on or within else _end(run, outcome, attempts),
         )
         self._count(run, finish)
+        if run.held and finish.settlement and run.job.allowance:
+            cost = NanoUSD(finish.settlement.cost + finish.settlement.suspense)
+            run.job.allowance.settle(run.held.amount, cost)
         try:
             owned = await self._finisher.submit(finish)
         except REJECTED as error:
