@@ -60,6 +60,9 @@ class JobRequest:
     """When it must have ended; one that has passed ends it as expired."""
     timeout: timedelta | None = None
     """What it may take from its first start, waits between its attempts included."""
+    share: bool | None = None
+    """Whether the answer to an identical job of the tenant that is under way may be this one's as well.
+    By default where the same answer is expected: embeddings, moderations, temperature 0."""
 
 
 class Checker:
@@ -100,6 +103,7 @@ class Checker:
             ttl=timing.ttl,
             deadline=timing.deadline,
             timeout=timing.timeout,
+            shares=_shares(request.share, asked),
         )
 
     def _webhook(self, url: object) -> str:
@@ -130,6 +134,7 @@ class _Asked:
     route: RouteName
     body: bytes
     digest: bytes
+    repeatable: bool = False
 
 
 def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Snapshot) -> _Asked:
@@ -137,7 +142,7 @@ def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Sn
     if endpoint.startswith("/"):
         checked = check_request(endpoint, body, max_body_bytes=most)
         route = snapshot.priced_route(checked.model, checked.endpoint)
-        return _Asked(checked.endpoint, route, checked.body, checked.digest)
+        return _Asked(checked.endpoint, route, checked.body, checked.digest, checked.repeatable)
     name = parse_handler_name(endpoint.removeprefix("handler:"))
     if name is None:
         reason = (
@@ -148,6 +153,16 @@ def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Sn
     own = handler_endpoint(name)
     given = check_input(own, body, max_body_bytes=most)
     return _Asked(own, RouteName(own), given.body, given.digest)
+
+
+def _shares(share: object, asked: _Asked) -> bool:
+    if share is None:
+        return asked.repeatable
+    if not isinstance(share, bool):
+        raise InvalidRequest(field="share", reason="must be true or false")
+    if share and handler_of(asked.endpoint) is not None:
+        raise InvalidRequest(field="share", reason="is for requests to a model, not for handlers")
+    return share
 
 
 def _body(body: object) -> Mapping[str, object] | bytes | str:

@@ -166,6 +166,7 @@ class Headrace:
         ttl: timedelta | None = None,
         deadline: datetime | None = None,
         timeout: timedelta | None = None,
+        share: bool | None = None,
         connection: Connection | None = None,
     ) -> JobHandle:
         """Save a job, and return when it is safe; `JobRequest` says what the options are.
@@ -194,6 +195,7 @@ class Headrace:
             ttl,
             deadline,
             timeout,
+            share,
         )
         return (await self.enqueue_many([request], connection=connection))[0]
 

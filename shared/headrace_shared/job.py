@@ -76,6 +76,8 @@ class NewJob:
     """When it must have ended."""
     timeout: timedelta | None = None
     """How long it may take from its first start, waits between its attempts included."""
+    shares: bool = False
+    """Whether the answer to an identical job of its tenant, made at the same time, is its own as well."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -112,6 +114,8 @@ class ClaimedJob:
     """The call of an earlier run that was answered when that run had lost the row."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     """Read for a handler alone."""
+    flight: bytes | None = None
+    """What it asks for, where an identical job's answer may be its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +188,5 @@ class Ending:
     bill: Bill
     output: bytes | None = None
     """What its handler returned, as JSON."""
+    answered_by: JobId | None = None
+    """The identical job that made the call and bears its cost; None for the job itself."""

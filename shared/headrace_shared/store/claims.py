@@ -118,6 +118,7 @@ def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
         traceparent=row["traceparent"],
         answer=(Run(row["answer"][0]), CallNumber(row["answer"][1])) if row["answer"] else None,
         metadata=json_object(row["metadata"]),
+        flight=row["flight"],
     )
 
 

@@ -120,6 +120,7 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
             job.deadline,
             job.timeout.total_seconds() if job.timeout else None,
             "\n".join(job.needs),
+            job.digest if job.shares else None,
         )
         for job in jobs
     ]
@@ -158,6 +159,7 @@ async def get_ending(database: Database, job_id: JobId) -> Ending | None:
         answer,
         Bill(usage_of(row), NanoUSD(row["cost_nano"]), NanoUSD(row["suspense_nano"])),
         row["output"],
+        None if row["answered_by"] is None else JobId(row["answered_by"]),
     )
 
 
