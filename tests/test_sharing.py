@@ -158,7 +158,7 @@ async def test_a_transient_error_that_ends_the_leader_promotes_another(
 
 
 async def test_a_leader_that_waits_for_a_budget_gives_its_place_away(headrace: Headrace, pool: Pool) -> None:
-    first, second = await ask(headrace, 2)
+    first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
     joined = await flights.join(pool, [passenger(first), passenger(second)])
     assert joined == {second.id}
     await pool.execute("UPDATE headrace.jobs SET waiting_for = 'budget' WHERE id = $1", first.id)
@@ -168,7 +168,7 @@ async def test_a_leader_that_waits_for_a_budget_gives_its_place_away(headrace: H
 
 
 async def test_what_nobody_landed_the_reaper_lands(headrace: Headrace, pool: Pool, reaper: Reaper) -> None:
-    first, second = await ask(headrace, 2)
+    first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
     await flights.join(pool, [passenger(first), passenger(second)])
     await headrace.cancel(first.id)
     await reaper.turn()

@@ -110,7 +110,7 @@ def _lines_of(ending: Ending) -> list[str]:
     if job.error:
         lines.append(f"  {job.error_class}: {job.error}")
     if ending.answered_by:
-        lines.append(f"  answered by the call of {ending.answered_by}, which asked the same and bears its cost")
+        lines.append(f"  answered by the call of job {ending.answered_by}, which bears its cost")
     return [*lines, *_times_of(job), *_kin_of(job)]
 
 
