@@ -229,4 +229,18 @@ MUTATIONS = (
         "WHERE j.state IN ('failed', 'expired', 'cancelled')",
         "test_dead_letters.py::test_two_retries_at_once_make_one_job",
     ),
+    Mutation(
+        "a flight that nobody landed is landed",
+        "workers/headrace_workers/reaper.py",
+        "            self._landing.land_lost,\n",
+        "",
+        "test_sharing.py::test_what_nobody_landed_the_reaper_lands",
+    ),
+    Mutation(
+        "who follows makes no call",
+        "workers/headrace_workers/steps/share.py",
+        "Snoozed(_LOOK_AGAIN, WaitReason.FLIGHT)) if follows else run",
+        "Snoozed(_LOOK_AGAIN, WaitReason.FLIGHT)) if False and follows else run",
+        "test_sharing.py::test_followers_hold_neither_slot_nor_money",
+    ),
 )

@@ -296,8 +296,8 @@ HOOK = UUID(int=9)
 GOOD = Evidence(
     promises=Promises({"idem.1": 1, "idem.2": 2}, {"idem.1": {ONE}, "idem.2": {TWO}}),
     jobs=[
-        JobRow(ONE, "idem.1", "a", "succeeded", 2, 0, 1, 2, 1, has_webhook=True, ended_at=MOMENT),
-        JobRow(TWO, "idem.2", "a", "cancelled", 1, 0, 0, None, None, has_webhook=False, ended_at=MOMENT),
+        JobRow(ONE, "idem.1", "a", "succeeded", 2, 0, 1, 2, 1, ONE, has_webhook=True, ended_at=MOMENT),
+        JobRow(TWO, "idem.2", "a", "cancelled", 1, 0, 0, None, None, TWO, has_webhook=False, ended_at=MOMENT),
     ],
     calls=[
         CallRow(ONE, 1, 1, "suspense", "lost_lease", None, 0, 40, MOMENT - 9 * SECOND, MOMENT - 5 * SECOND),

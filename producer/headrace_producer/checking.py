@@ -69,6 +69,9 @@ class JobRequest:
     """The name of the API key that it came with: another thing that its cost is counted under."""
     max_cost: Decimal | str | int | None = None
     """Dollars that all its calls may cost together; what could cost more fails."""
+    share: bool | None = None
+    """Whether the answer to an identical job of the tenant that is under way may be this one's as well.
+    By default where the same answer is expected: embeddings, moderations, temperature 0."""
 
 
 class Checker:
@@ -112,6 +115,7 @@ class Checker:
             tags=check_tags(request.tags) if request.tags else (),
             api_key=None if request.api_key is None else check_api_key_name(request.api_key),
             max_cost=None if request.max_cost is None else _max_cost(request.max_cost),
+            shares=_shares(request.share, asked),
         )
 
     def _webhook(self, url: object) -> str:
@@ -142,6 +146,7 @@ class _Asked:
     route: RouteName
     body: bytes
     digest: bytes
+    repeatable: bool = False
 
 
 def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Snapshot) -> _Asked:
@@ -149,7 +154,7 @@ def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Sn
     if endpoint.startswith("/"):
         checked = check_request(endpoint, body, max_body_bytes=most)
         route = snapshot.priced_route(checked.model, checked.endpoint)
-        return _Asked(checked.endpoint, route, checked.body, checked.digest)
+        return _Asked(checked.endpoint, route, checked.body, checked.digest, checked.repeatable)
     name = parse_handler_name(endpoint.removeprefix("handler:"))
     if name is None:
         reason = (
@@ -160,6 +165,16 @@ def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Sn
     own = handler_endpoint(name)
     given = check_input(own, body, max_body_bytes=most)
     return _Asked(own, RouteName(own), given.body, given.digest)
+
+
+def _shares(share: object, asked: _Asked) -> bool:
+    if share is None:
+        return asked.repeatable
+    if not isinstance(share, bool):
+        raise InvalidRequest(field="share", reason="must be true or false")
+    if share and handler_of(asked.endpoint) is not None:
+        raise InvalidRequest(field="share", reason="is for requests to a model, not for handlers")
+    return share
 
 
 def _body(body: object) -> Mapping[str, object] | bytes | str:

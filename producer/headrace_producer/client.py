@@ -170,6 +170,7 @@ class Headrace:
         tags: Sequence[str] = (),
         api_key: str | None = None,
         max_cost: Decimal | str | int | None = None,
+        share: bool | None = None,
         connection: Connection | None = None,
     ) -> JobHandle:
         """Save a job, and return when it is safe; `JobRequest` says what the options are.
@@ -201,6 +202,7 @@ class Headrace:
             tags,
             api_key,
             max_cost,
+            share,
         )
         return (await self.enqueue_many([request], connection=connection))[0]
 

@@ -54,6 +54,8 @@ class JobResult:
     """Like the model, None where a handler returned the result: its calls may have had several."""
     request_id: str | None
     """The provider's own name for the call."""
+    answered_by: JobId | None = None
+    """The identical job that made the call and bears its cost; None where it was this one."""
 
     def parse(self, model: type[M]) -> M:
         """Return the result as a pydantic model, such as a handler's.
@@ -88,6 +90,7 @@ def result_of(ending: Ending) -> JobResult:
         model=answer.model if answer else None,
         provider=answer.provider if answer else None,
         request_id=answer.request_id if answer else None,
+        answered_by=ending.answered_by,
     )
 
 

@@ -86,6 +86,8 @@ class NewJob:
     """Sorted, each once."""
     max_cost: NanoUSD | None = None
     """The most that all its calls may cost together."""
+    shares: bool = False
+    """Whether the answer to an identical job of its tenant, made at the same time, is its own as well."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -128,6 +130,8 @@ class ClaimedJob:
     batch_id: BatchId | None = None
     allowance: Allowance | None = None
     """What its calls may cost together, where that is limited."""
+    flight: bytes | None = None
+    """What it asks for, where an identical job's answer may be its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +204,5 @@ class Ending:
     bill: Bill
     output: bytes | None = None
     """What its handler returned, as JSON."""
+    answered_by: JobId | None = None
+    """The identical job that made the call and bears its cost; None for the job itself."""

@@ -49,6 +49,8 @@ class WaitReason(StrEnum):
     LOST_LEASE = "lost_lease"
     WORKER = "worker"
     """No worker that saw it knows its endpoint, its handler, or something else that it needs."""
+    FLIGHT = "flight"
+    """An identical job is making the call; its answer is this one's as well."""
 
 
 @dataclass(frozen=True, slots=True)

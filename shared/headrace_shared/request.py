@@ -37,6 +37,8 @@ class CheckedRequest:
     """UTF-8 JSON: the caller's own bytes where it handed in bytes."""
     digest: bytes
     """SHA-256 over the endpoint and the body, the same for any order of keys."""
+    repeatable: bool
+    """Whether the same answer is expected each time it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def check_request(
     _check_delivery(document)
     _check_content(known, document)
     check_bounded(known, document)
-    return CheckedRequest(endpoint=known, model=model, body=encoded, digest=digest)
+    repeatable = _is_repeatable(known, document)
+    return CheckedRequest(endpoint=known, model=model, body=encoded, digest=digest, repeatable=repeatable)
 
 
 def check_input(
@@ -170,6 +173,17 @@ def _check_delivery(document: JsonObject) -> None:
         raise InvalidRequest(
             field="background", reason="must be absent or false: a job is in the background already"
         )
+
+
+def _is_repeatable(endpoint: Endpoint, document: JsonObject) -> bool:
+    match endpoint:
+        case Endpoint.EMBEDDINGS | Endpoint.MODERATIONS:
+            return True
+        case Endpoint.CHAT_COMPLETIONS | Endpoint.RESPONSES:
+            temperature = document.get("temperature")
+            return temperature == 0 and not isinstance(temperature, bool)
+        case _:
+            assert_never(endpoint)
 
 
 def _check_content(endpoint: Endpoint, document: JsonObject) -> None:

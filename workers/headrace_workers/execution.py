@@ -1,6 +1,6 @@
 """The run of a job: one value through a visible list of named steps.
 
-    guard -> handle -> route -> hold -> breaker -> journal -> lease -> call -> settle
+    guard -> handle -> share -> route -> hold -> breaker -> journal -> lease -> call -> settle
 
 Each step takes the run and returns it with what it found out. A step that ends the run
 sets its `outcome`, and the steps after it are passed by; `settle` is never passed by: it

@@ -21,10 +21,11 @@ from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import ClaimedJob, JobState
 from headrace_shared.logs import Occasional
-from headrace_shared.outcome import Retry, Snoozed
+from headrace_shared.outcome import Retry, Snoozed, WaitReason
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
+from headrace_workers.landing import Landing
 
 _occasionally = Occasional(logging.getLogger(__name__))
 
@@ -55,6 +56,8 @@ class Finish:
     settlement: Settlement | None
     end: RunEnd | None
     """None when the same run makes another call."""
+    may_lead: bool = False
+    """Others may wait for this job's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,14 @@ class _Written:
             return outcome.delay
         return None
 
+    @property
+    def leads_no_more(self) -> bool:
+        """Whether others that wait for this job's answer must be told."""
+        if not self.finish.may_lead or self.state is None:
+            return False
+        outcome = self.finish.end.outcome if self.finish.end else None
+        return self.state.ended or (isinstance(outcome, Snoozed) and outcome.reason is WaitReason.BUDGET)
+
 
 class Finisher:
     """The one way in which a worker writes what came of its runs."""
@@ -89,6 +100,7 @@ class Finisher:
         self._pool = pool
         self._dispatch = dispatch
         self._budgets = budgets
+        self._landing = Landing(pool, dispatch)
         self._worker = worker
         self._shard = 1 + zlib.crc32(worker.encode()) % _SHARDS
         self._commits = Batcher(
@@ -150,6 +162,9 @@ class Finisher:
             late = [one.finish.entry.id for one in batch if one.corrects_suspense]
             if late:
                 await self._correct(late)
+            leaders = [one.finish.entry.id for one in batch if one.leads_no_more]
+            if leaders:
+                await self._landing.land(leaders)
         except (DispatchUnavailable, *UNREACHABLE) as error:
             # The ledger has it all. Holds that stay behind here are found by their age, and
             # a Redis that comes back as another one is rebuilt; waiters look for themselves.

@@ -23,6 +23,7 @@ from headrace_shared.store.pool import Pool
 from headrace_shared.store.suspense import BY_RULE, Decision, Meant, settle_suspense
 from headrace_workers.breaker import Breakers
 from headrace_workers.configured import Configured
+from headrace_workers.landing import Landing
 
 _logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Reaper:
         self._breakers = breakers
         self._configured = configured
         self._lease = lease
+        self._landing = Landing(pool, dispatch)
         self._chores_done = -CHORES_INTERVAL.total_seconds()
 
     async def turn(self) -> timedelta:
@@ -56,6 +58,7 @@ class Reaper:
         for part in (
             self._reap_jobs,
             self._expire_jobs,
+            self._landing.land_lost,
             self._settle_orphans,
             self._settle_by_rule,
             self._reap_holds,

@@ -46,6 +46,7 @@ from headrace_workers.steps.journal import Journal
 from headrace_workers.steps.lease import Lease
 from headrace_workers.steps.route import Route
 from headrace_workers.steps.settle import Settle
+from headrace_workers.steps.share import Share
 from headrace_workers.suspects import Suspects
 from headrace_workers.telemetry import Telemetry, setup
 from headrace_workers.watchdog import Watchdog
@@ -78,6 +79,7 @@ class Parts:
 def steps_of(parts: Parts) -> tuple[Step, ...]:
     """The road of a call. `Settle` follows the last of them, whatever they came to."""
     return (
+        Share(parts.pool),
         Route(parts.configured, parts.breakers),
         Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured)),
         Breaker(parts.breakers),

@@ -87,7 +87,7 @@ def _one_ending(evidence: Evidence) -> _Checked:
         now = (job.state, job.run, job.result_run, job.result_call)
         if first and now != (first.state, first.run, first.result_run, first.result_call):
             found.append(f"job {job.id} was {first.in_words}, and is {job.state} in run {job.run}")
-        if job.state == "succeeded" and (job.id, job.result_run, job.result_call) not in answered:
+        if job.state == "succeeded" and (job.answered_by, job.result_run, job.result_call) not in answered:
             found.append(f"job {job.id} succeeded without an answer")
         if job.ended_at is not None and events[job.id] != int(job.has_webhook):
             found.append(f"job {job.id} has {events[job.id]} callbacks instead of {int(job.has_webhook)}")
@@ -102,7 +102,7 @@ def _no_stale_write(evidence: Evidence) -> _Checked:
     found += [
         f"job {job.id} has its result from run {job.result_run} of {job.run}"
         for job in evidence.jobs
-        if job.result_run is not None and job.result_run > job.run
+        if job.result_run is not None and job.answered_by == job.id and job.result_run > job.run
     ]
     for call in evidence.calls:
         owner, later = jobs.get(call.job), evidence.seen.runs.get((call.job, call.run + 1))

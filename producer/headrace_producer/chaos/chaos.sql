@@ -19,7 +19,7 @@ WHERE j.run = held.run AND j.state = 'running'
 -- name: endings
 SELECT j.id AS job, j.state, j.run, j.result_run, j.result_call, j.ended_at, md5(c.answer) AS answer
 FROM headrace.jobs j
-LEFT JOIN headrace.calls c ON c.job_id = j.id AND c.run = j.result_run AND c.call = j.result_call
+LEFT JOIN headrace.calls c ON c.job_id = coalesce(j.answered_by, j.id) AND c.run = j.result_run AND c.call = j.result_call
 WHERE j.tenant = ANY($1::text[]) AND j.ended_at > $2
 
 -- name: progress
@@ -35,6 +35,7 @@ FROM headrace.jobs WHERE tenant = ANY($1::text[])
 
 -- name: jobs
 SELECT j.id, i.key, j.tenant, j.state, j.run, j.attempts, j.crashes, j.result_run, j.result_call,
+       coalesce(j.answered_by, j.id) AS answered_by,
        j.webhook IS NOT NULL AS has_webhook, j.ended_at, j.waiting_for, j.error_class
 FROM headrace.jobs j LEFT JOIN headrace.idempotency i ON i.job_id = j.id
 WHERE j.tenant = ANY($1::text[])

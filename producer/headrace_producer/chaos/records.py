@@ -80,6 +80,8 @@ class JobRow:
     crashes: int
     result_run: int | None
     result_call: int | None
+    answered_by: UUID
+    """Whose call its result is: an identical job's, or its own."""
     has_webhook: bool
     ended_at: datetime | None
     waiting_for: str | None = None

@@ -109,6 +109,8 @@ def _lines_of(ending: Ending) -> list[str]:
         lines.append(f"  {format_usd(bill.suspense)} in suspense")
     if job.error:
         lines.append(f"  {job.error_class}: {job.error}")
+    if ending.answered_by:
+        lines.append(f"  answered by the call of job {ending.answered_by}, which bears its cost")
     return [*lines, *_times_of(job), *_kin_of(job)]
 
 
@@ -150,6 +152,7 @@ def _job_summary(ending: Ending) -> dict[str, object]:
         "end_by": job.end_by.isoformat() if job.end_by else None,
         "timeout_seconds": job.timeout.total_seconds() if job.timeout else None,
         "ended_at": job.ended_at.isoformat() if job.ended_at else None,
+        "answered_by": str(ending.answered_by) if ending.answered_by else None,
         "replaces": str(job.replaces) if job.replaces else None,
         "replaced_by": str(job.replaced_by) if job.replaced_by else None,
         "batch_id": str(job.batch_id) if job.batch_id else None,

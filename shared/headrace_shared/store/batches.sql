@@ -60,7 +60,7 @@ SELECT j.id, j.line, j.custom_id, j.state, j.error_class, j.error,
 FROM headrace.jobs j
 LEFT JOIN LATERAL (
     SELECT c.status, c.error_class, c.request_id, c.answer FROM headrace.calls c
-    WHERE c.job_id = j.id
+    WHERE c.job_id = coalesce(j.answered_by, j.id)
       AND (j.result_run IS NULL OR (c.run = j.result_run AND c.call = j.result_call))
     ORDER BY c.run DESC, c.call DESC LIMIT 1
 ) c ON true

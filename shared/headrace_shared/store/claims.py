@@ -126,6 +126,7 @@ def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
         allowance=None
         if row["max_cost_nano"] is None
         else Allowance(NanoUSD(row["max_cost_nano"]), NanoUSD(row["spent_nano"])),
+        flight=row["flight"],
     )
 
 

@@ -20,7 +20,7 @@ WHERE j.id = wanted.id AND j.state = m.queued AND j.run_at <= m.now
 RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts, j.max_attempts,
           j.created_at, greatest(m.now - j.run_at, interval '0') AS waited,
           j.end_by - m.now AS time_left,
-          j.webhook IS NOT NULL AS has_webhook, j.traceparent,
+          j.webhook IS NOT NULL AS has_webhook, j.traceparent, j.flight,
           CASE WHEN j.endpoint LIKE 'handler:%' THEN j.metadata END AS metadata,
           j.api_key, j.tags, j.batch_id, j.max_cost_nano,
           -- What earlier runs cost, may have cost, or may still cost.

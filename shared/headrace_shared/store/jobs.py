@@ -123,6 +123,7 @@ def _columns(jobs: Sequence[NewJob]) -> tuple[list[object], ...]:
             job.api_key,
             "\n".join(job.tags),
             job.max_cost,
+            job.digest if job.shares else None,
         )
         for job in jobs
     ]
@@ -161,6 +162,7 @@ async def get_ending(database: Database, job_id: JobId) -> Ending | None:
         answer,
         Bill(usage_of(row), NanoUSD(row["cost_nano"]), NanoUSD(row["suspense_nano"])),
         row["output"],
+        None if row["answered_by"] is None else JobId(row["answered_by"]),
     )
 
 

@@ -53,6 +53,7 @@ class Settle:
             attempt=None if within else _attempt(run, outcome, attempts),
             settlement=_settlement(run),
             end=None if goes_on or within else _end(run, outcome, attempts),
+            may_lead=run.job.flight is not None,
         )
         self._count(run, finish)
         if run.held and finish.settlement and run.job.allowance:

@@ -1,0 +1,199 @@
+"""Identical requests in flight become one provider call, whose answer is everybody's."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+
+import pytest
+from worker_processes import worker
+
+from headrace_producer import Headrace, JobRequest
+from headrace_producer.client import JobHandle
+from headrace_shared.errors import InvalidRequest, JobFailed
+from headrace_shared.ids import JobId, Run, Tenant
+from headrace_shared.job import JobState
+from headrace_shared.outcome import WaitReason
+from headrace_shared.store import flights
+from headrace_shared.store.flights import Passenger
+from headrace_shared.store.pool import Pool
+from headrace_shared.testing.jobs import eventually
+from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
+from headrace_workers.reaper import Reaper
+from headrace_workers.testing import running_worker
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+CHAT = "/v1/chat/completions"
+
+
+def question(text: str = "What is a headrace?", **more: float) -> Mapping[str, object]:
+    message = {"role": "user", "content": text}
+    return {"model": "gpt-4o-mini", "messages": [message], "temperature": 0, **more}
+
+
+async def ask(headrace: Headrace, count: int) -> list[JobHandle]:
+    return list(await headrace.enqueue_many([JobRequest(CHAT, question())] * count))
+
+
+async def followers(pool: Pool, count: int) -> None:
+    """Wait until so many jobs wait for another's answer."""
+
+    async def waiting() -> int:
+        row = await pool.fetchrow(
+            "SELECT count(*) FROM headrace.jobs WHERE state = 'queued' AND waiting_for = $1",
+            WaitReason.FLIGHT,
+        )
+        return row[0] if row else 0
+
+    await eventually(waiting, lambda found: found == count)
+
+
+async def leader_of(pool: Pool) -> object:
+    row = await pool.fetchrow("SELECT leader FROM headrace.flights")
+    return row["leader"] if row else None
+
+
+def passenger(job: JobHandle) -> Passenger:
+    return Passenger(JobId(job.id), Run(0), Tenant("default"), b"the same")
+
+
+async def test_identical_jobs_are_one_call_and_one_bill(
+    headrace: Headrace, pool: Pool, silent: ScriptedProvider
+) -> None:
+    jobs = await ask(headrace, 20)
+    async with running_worker():
+        await followers(pool, 19)
+        silent.open.set()
+        results = await asyncio.gather(*(job.result() for job in jobs))
+    assert len(silent.requests) == 1
+    assert len({result.raw for result in results}) == 1
+    own = [result for result in results if result.answered_by is None]
+    assert len(own) == 1
+    assert {result.answered_by for result in results if result is not own[0]} == {own[0].job_id}
+    assert [result.usage.cost_nano_usd > 0 for result in results].count(True) == 1
+    assert await leader_of(pool) is None
+
+
+async def test_followers_hold_neither_slot_nor_money(
+    headrace: Headrace, pool: Pool, silent: ScriptedProvider
+) -> None:
+    jobs = await ask(headrace, 12)
+    async with running_worker(concurrency=2):
+        await followers(pool, 11)
+        other = await headrace.enqueue(CHAT, question("Something else"))
+        await silent.arrived(2)
+        open_calls = await pool.fetch("SELECT job_id FROM headrace.calls WHERE state = 'open'")
+        assert len(open_calls) == 2
+        silent.open.set()
+        await asyncio.gather(other.result(), *(job.result() for job in jobs))
+    assert len(silent.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_of", "calls"),
+    [
+        pytest.param(lambda _: JobRequest(CHAT, question()), 1, id="temperature 0"),
+        pytest.param(lambda _: JobRequest(CHAT, question(temperature=1)), 3, id="temperature 1"),
+        pytest.param(lambda _: JobRequest(CHAT, question(temperature=1), share=True), 1, id="asked for"),
+        pytest.param(lambda _: JobRequest(CHAT, question(), share=False), 3, id="not wanted"),
+        pytest.param(lambda n: JobRequest(CHAT, question(), tenant=f"tenant-{n}"), 3, id="other tenants"),
+        pytest.param(lambda n: JobRequest(CHAT, question(seed=n)), 3, id="other requests"),
+    ],
+)
+async def test_what_is_shared(
+    headrace: Headrace,
+    pool: Pool,
+    silent: ScriptedProvider,
+    request_of: Callable[[int], JobRequest],
+    calls: int,
+) -> None:
+    jobs = await headrace.enqueue_many([request_of(number) for number in range(3)])
+    async with running_worker():
+        await silent.arrived(calls)
+        await followers(pool, 3 - calls)
+        silent.open.set()
+        await asyncio.gather(*(job.result() for job in jobs))
+    assert len(silent.requests) == calls
+
+
+async def test_cancelling_the_leader_promotes_one_of_the_others(
+    headrace: Headrace, pool: Pool, silent: ScriptedProvider
+) -> None:
+    jobs = await ask(headrace, 5)
+    async with running_worker(lease_seconds=1):
+        await followers(pool, 4)
+        first = await leader_of(pool)
+        await headrace.cancel(str(first))
+        await silent.arrived(2)
+        assert await leader_of(pool) not in (first, None)
+        silent.open.set()
+        results = await asyncio.gather(*(job.result() for job in jobs if job.id != first))
+    assert len(silent.requests) == 2
+    assert len(results) == 4
+
+
+async def test_a_permanent_error_ends_all(headrace: Headrace, pool: Pool, silent: ScriptedProvider) -> None:
+    silent.script(refusal(400, "no such parameter"))
+    jobs = await ask(headrace, 4)
+    async with running_worker():
+        await followers(pool, 3)
+        silent.open.set()
+        errors = await asyncio.gather(*(job.result() for job in jobs), return_exceptions=True)
+    assert len(silent.requests) == 1
+    assert [error.error_class for error in errors if isinstance(error, JobFailed)] == ["bad_request"] * 4
+
+
+async def test_a_transient_error_that_ends_the_leader_promotes_another(
+    headrace: Headrace, pool: Pool, silent: ScriptedProvider
+) -> None:
+    silent.script(refusal(500, "try again"), completion())
+    requests = [JobRequest(CHAT, question(), max_attempts=1) for _ in range(4)]
+    jobs = await headrace.enqueue_many(requests)
+    async with running_worker():
+        await followers(pool, 3)
+        silent.open.set()
+        found = await asyncio.gather(*(job.result() for job in jobs), return_exceptions=True)
+    assert len(silent.requests) == 2
+    assert [isinstance(one, JobFailed) for one in found].count(True) == 1
+
+
+async def test_a_leader_that_waits_for_a_budget_gives_its_place_away(headrace: Headrace, pool: Pool) -> None:
+    first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
+    joined = await flights.join(pool, [passenger(first), passenger(second)])
+    assert joined == {second.id}
+    await pool.execute("UPDATE headrace.jobs SET waiting_for = 'budget' WHERE id = $1", first.id)
+    (promoted,) = await flights.land(pool, [first.id])
+    assert (promoted.id, promoted.state) == (second.id, JobState.QUEUED)
+    assert await flights.join(pool, [passenger(first)]) == {first.id}
+
+
+async def test_what_nobody_landed_the_reaper_lands(headrace: Headrace, pool: Pool, reaper: Reaper) -> None:
+    first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
+    await flights.join(pool, [passenger(first), passenger(second)])
+    await headrace.cancel(first.id)
+    await reaper.turn()
+    assert await leader_of(pool) == second.id
+
+
+async def test_many_at_once_over_several_processes_are_one_call_and_two_if_the_leader_is_killed(
+    headrace: Headrace, pool: Pool, silent: ScriptedProvider
+) -> None:
+    jobs = await ask(headrace, 300)
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(worker()) for _ in range(4)]
+        await followers(pool, 299)
+        assert len(silent.requests) == 1
+        row = await pool.fetchrow("SELECT worker FROM headrace.jobs WHERE id = $1", await leader_of(pool))
+        assert row is not None
+        (its,) = [process for process in workers if f"-{process.pid}-" in row["worker"]]
+        its.kill()
+        await silent.arrived(2)
+        silent.open.set()
+        results = await asyncio.gather(*(job.result() for job in jobs))
+    assert len(silent.requests) == 2
+    assert len({result.raw for result in results}) == 1
+
+
+async def test_nonsense_is_refused(headrace: Headrace) -> None:
+    with pytest.raises(InvalidRequest, match="share"):
+        await headrace.enqueue("summarise", {"text": "x"}, share=True)
