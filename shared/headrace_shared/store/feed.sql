@@ -72,7 +72,10 @@ WITH keys AS (
 ), callbacks AS (
     DELETE FROM headrace.deliveries
     WHERE ended_at < headrace.now() - make_interval(days => $1) RETURNING 1
+), pauses AS (
+    DELETE FROM headrace.pauses WHERE until < headrace.now() RETURNING 1
 ), gone AS (
     DELETE FROM headrace.workers WHERE alive_until < headrace.now() - interval '1 day' RETURNING 1
 )
-SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM callbacks) + (SELECT count(*) FROM gone);
+SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM callbacks) + (SELECT count(*) FROM pauses)
+     + (SELECT count(*) FROM gone);
