@@ -9,15 +9,17 @@ from typing import cast
 import asyncpg
 import typer
 
-from headrace_producer.commands import budgets, config, webhooks
+from headrace_producer.commands import breakers, budgets, config, webhooks
 from headrace_producer.commands.dead_letters import failures, retry
 from headrace_producer.commands.doctor import doctor
 from headrace_producer.commands.jobs import cancel, result, status
 from headrace_producer.commands.migrate import migrate
+from headrace_producer.commands.pauses import pause, pauses, resume
 from headrace_producer.commands.settle import settle
 from headrace_producer.commands.submit import submit
 from headrace_producer.commands.up import up
 from headrace_producer.commands.usage import usage
+from headrace_producer.commands.why import why
 from headrace_producer.console import plain
 from headrace_shared.errors import (
     HeadraceError,
@@ -79,6 +81,9 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     )
     for command in (submit, status, result, cancel, failures, retry, up, migrate, usage, settle, doctor):
         app.command()(command)
+    for hand in (pause, resume, pauses, why):
+        app.command()(hand)
+    app.add_typer(breakers.app, name="breakers")
     app.add_typer(budgets.app, name="budgets")
     app.add_typer(config.app, name="config")
     app.add_typer(webhooks.app, name="webhooks")

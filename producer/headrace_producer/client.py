@@ -23,6 +23,7 @@ from headrace_producer.results import JobResult, result_of
 from headrace_producer.retrying import Body, Retrier
 from headrace_producer.servers import FindServers, configured_servers, own_servers
 from headrace_producer.waiting import Waiter
+from headrace_producer.why import Why, explain
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import ClientNotOpen, InvalidRequest, JobNotFound
@@ -65,6 +66,10 @@ class JobHandle:
     async def cancel(self) -> bool:
         """Do what `Headrace.cancel` does."""
         return await self._client.cancel(self.id)
+
+    async def why(self) -> Why:
+        """Do what `Headrace.why` does."""
+        return await self._client.why(self.id)
 
     async def retry(self, body: Body | None = None) -> "JobHandle":
         """Do what `Headrace.retry` does."""
@@ -265,6 +270,19 @@ class Headrace:
             await opened.announcer.ended([Entry(cancellation.queue, known_id)])
         return cancellation.changed
 
+    async def why(self, job_id: UUID | str) -> Why:
+        """Say why a job is where it is: what it waits for, who runs it, or how it ended.
+
+        `str()` of it is a sentence; `reasons` has the numbers. It changes nothing, and works without Redis.
+
+        Raises:
+            JobNotFound: there is no such job.
+
+        """
+        opened = self._open
+        with reaching(opened.address):
+            return await explain(opened.pool, opened.redis, _job_id(job_id))
+
     async def retry(
         self, job_id: UUID | str, body: Body | None = None, *, deadline: datetime | None = None
     ) -> JobHandle:
@@ -344,6 +362,7 @@ class Headrace:
 class _Opened:
     pool: Pool
     address: str
+    redis: Redis
     announcer: Announcer
     enqueuer: Enqueuer
     retrier: Retrier
@@ -357,6 +376,7 @@ def _put_together(pool: Pool, where: str, redis: Redis, checker: Checker) -> _Op
     return _Opened(
         pool=pool,
         address=where,
+        redis=redis,
         announcer=announcer,
         enqueuer=Enqueuer(pool, where, InForce(pool), checker, announcer),
         retrier=Retrier(pool, checker, announcer),

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from decimal import ROUND_UP, Decimal
 
 import typer
@@ -13,7 +12,10 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from headrace_producer.words import count, in_words
 from headrace_shared.money import NANO_PER_USD, NanoUSD, to_usd
+
+__all__ = ["Console", "count", "dollars", "in_words", "plain"]
 
 _CONTROLS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor, screen
@@ -73,15 +75,6 @@ class Console:
         sys.stdout.buffer.flush()
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
-    """Write a number of things.
-
-    >>> count(1, "bad line"), count(1200, "bad line")
-    ('1 bad line', '1,200 bad lines')
-    """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def dollars(amount: NanoUSD) -> str:
     """Write an amount for a quick look, rounded up; a bill is written by `format_usd`.
 
@@ -90,16 +83,3 @@ def dollars(amount: NanoUSD) -> str:
     """
     places = Decimal("0.01") if amount >= NANO_PER_USD or not amount else Decimal("0.0001")
     return f"${to_usd(amount).quantize(places, rounding=ROUND_UP):,}"
-
-
-def in_words(duration: timedelta) -> str:
-    """Write how long something takes, roughly.
-
-    >>> in_words(timedelta(seconds=42)), in_words(timedelta(minutes=95))
-    ('42 s', '1 h 35 min')
-    """
-    seconds = max(0, round(duration.total_seconds()))
-    if seconds < 120:  # noqa: PLR2004
-        return f"{seconds} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -10,23 +10,26 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from aiobreaker import CircuitBreaker, CircuitBreakerError, CircuitBreakerListener, CircuitBreakerState
 from aiobreaker.storage.base import CircuitBreakerStorage
 
-from headrace_shared.configuration import Configuration
+from headrace_shared import breaker_gates
+from headrace_shared.breaker_gates import gate_of, gates_of
 from headrace_shared.dispatch import breakers
-from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import DispatchUnavailable, InvalidRequest
 from headrace_shared.ids import HoldId, RouteName
 from headrace_shared.logs import Occasional
 from headrace_shared.outcome import ErrorClass
+from headrace_shared.pauses import paused_target
 from headrace_shared.policy import BreakerPolicy
 from headrace_shared.routes import Target
+from headrace_shared.store.pauses import Pause
 from headrace_workers.configured import Configured
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.telemetry import BreakerState
@@ -263,13 +266,13 @@ class Breaker:
         changed, remaining = await breakers.open_(self._dispatch.redis, self.target, cooldown, permit.owner)
         self._learn_open(remaining)
         if changed:
-            for gate in self._gates():
+            for gate in gates_of(self._configured.now.configuration, self.target):
                 await self._dispatch.close_gate(gate, remaining)
 
     async def _closed(self, permit: Permit) -> None:
         self._forget_counts()
         if permit.owner is not None and await breakers.close(self._dispatch.redis, self.target, permit.owner):
-            for gate in self._gates():
+            for gate in gates_of(self._configured.now.configuration, self.target):
                 await self._dispatch.open_gate(gate)
         else:
             # The probe's lease was over and somebody else has it, or the state was lost: the
@@ -305,10 +308,6 @@ class Breaker:
         storage = self._storage
         storage.answered = storage.failed = storage.unshared_answered = storage.unshared_failed = 0
 
-    def _gates(self) -> Iterable[Gate]:
-        for route in routes_that_need(self._configured.now.configuration, self.target):
-            yield gate_of(route)
-
 
 def _is_unhealthy(reply: Reply) -> bool:
     match reply:
@@ -318,21 +317,6 @@ def _is_unhealthy(reply: Reply) -> bool:
             return failure.error_class in _UNHEALTHY
         case Answered():
             return False
-
-
-def gate_of(route: RouteName) -> Gate:
-    return Gate(f"route:{quote(route, safe='')}", "breaker")
-
-
-def routes_that_need(configuration: Configuration, target: Target) -> list[RouteName]:
-    """Return the routes that have no other target than this one."""
-    named = [
-        RouteName(name)
-        for name, route in configuration.routes.items()
-        if {(one.provider, one.model) for one in route.targets} == {(target.provider, target.model)}
-    ]
-    direct = target.provider == configuration.defaults.provider and target.model not in configuration.routes
-    return [*named, RouteName(target.model)] if direct else named
 
 
 class Breakers:
@@ -364,6 +348,24 @@ class Breakers:
                         await breaker.share()
                     except DispatchUnavailable:
                         await asyncio.sleep(1)
+
+    async def hold_open(self, paused: Callable[[], Awaitable[Sequence[Pause]]]) -> None:
+        """Put breakers in place that an operator holds open, where Redis does not know of them."""
+        configuration, redis = self._configured.now.configuration, self._dispatch.redis
+        missing = [
+            (target, pause.left)
+            for pause in await paused()
+            if (target := paused_target(pause)) and not (await breakers.view(redis, target)).by_hand
+        ]
+        for target, left in missing:
+            await breaker_gates.hold_open(self._dispatch, configuration, target, left)
+        if not missing:
+            return
+        # Looked at again, for one may have been closed by hand meanwhile: then it is closed here as well.
+        held = {paused_target(pause) for pause in await paused()}
+        for target, _ in missing:
+            if target not in held:
+                await breaker_gates.release(self._dispatch, configuration, target)
 
     async def tend_gates(self) -> None:
         """Open gates that were left closed by a process that died before it could open them."""

@@ -31,6 +31,8 @@ _UNKNOWN_PAUSE = timedelta(seconds=5)
 """How long a job waits that this worker does not know how to run; others may."""
 _SUSPECT_PAUSE = timedelta(seconds=1)
 """How long a job waits that is to run alone while this worker has enough of those; others may not."""
+_UNTIL_GATES_ARE_CLOSED = timedelta(seconds=1)
+"""How long a paused job waits whose queue has no closed gate: the feeder closes it meanwhile."""
 _STARTING = timedelta(seconds=15)
 """How long nobody else takes a job whose own process is starting; once it has the row it renews its lease."""
 
@@ -196,7 +198,7 @@ class Claiming:
         self._running.callback_bell.set()
 
 
-def _due_in(found: Unclaimed | None) -> timedelta | None:
+def _due_in(found: Unclaimed | None) -> timedelta | None:  # noqa: PLR0911 - one case for each standing
     """Until an id that was not claimed is due again; None for one whose job has ended."""
     if found is None:
         return None
@@ -211,3 +213,5 @@ def _due_in(found: Unclaimed | None) -> timedelta | None:
             return _MOMENT
         case Standing.SUSPECT:
             return _SUSPECT_PAUSE
+        case Standing.PAUSED:
+            return _UNTIL_GATES_ARE_CLOSED

@@ -19,6 +19,7 @@ from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.dispatch import WINDOW, Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable, StoreUnavailable
 from headrace_shared.job import Queue
+from headrace_shared.pauses import Pauses
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, Connection, Pool, connect
 
@@ -52,6 +53,7 @@ class Feeder:
     ) -> None:
         self._pool = pool
         self._dispatch = dispatch
+        self._pauses = Pauses(pool, dispatch)
         self._listen_url = listen_url
         self._longest_lease = longest_lease
         self._window = window
@@ -63,6 +65,8 @@ class Feeder:
         if not await self._dispatch.is_fed():
             _logger.warning("the dispatch is new, was wiped, or is an old copy: its queues are filled anew")
             await self._dispatch.begin_afresh()
+        # Before any queue is filled whose jobs are to stay in it.
+        await self._pauses.put_in_place()
         queues = await feed.due_queues(self._pool)
         due = await self._dispatch.due(queues)
         short = [queue for queue, present in zip(queues, due, strict=True) if present < self._window / 2]

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 
 from headrace_shared.budgets import Budgets, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
@@ -17,7 +18,7 @@ from headrace_shared.ids import HoldId
 from headrace_shared.job import JobState
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.policy import SuspenseRule
-from headrace_shared.store import feed, lost
+from headrace_shared.store import feed, lost, pauses
 from headrace_shared.store.lost import Reaped
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.suspense import BY_RULE, Decision, Meant, settle_suspense
@@ -62,6 +63,7 @@ class Reaper:
             self._settle_orphans,
             self._settle_by_rule,
             self._reap_holds,
+            self._hold_breakers_open,
             self._breakers.tend_gates,
         ):
             # Each begins with the store. What Redis was not told is found by the feeder, or by its age.
@@ -133,6 +135,9 @@ class Reaper:
             elif not known.open:
                 leaked.append(Settlement(hold, known.cost, known.suspense))
         await self._budgets.settle(leaked)
+
+    async def _hold_breakers_open(self) -> None:
+        await self._breakers.hold_open(partial(pauses.in_force, self._pool))
 
     async def _do_chores(self) -> None:
         retention = self._configured.now.configuration.defaults.retention

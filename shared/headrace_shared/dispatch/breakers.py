@@ -1,5 +1,6 @@
 """The fleet's side of circuit breakers: one hash per target, changed by scripts only."""
 
+import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
@@ -12,6 +13,7 @@ _RECORD = Script.load("breaker_record")
 _OPEN = Script.load("breaker_open")
 _CLOSE = Script.load("breaker_close")
 _PROBE = Script.load("breaker_probe")
+_HOLD = Script.load("breaker_hold")
 
 _WINDOW_OF_A_LOOK = timedelta(seconds=30)
 
@@ -25,6 +27,10 @@ class View:
     answered: int
     failed: int
     """Calls in the window of the one who asked."""
+    by_hand: bool = False
+    """An operator opened it; then `reopens_in` says only when to ask again."""
+    probing: bool = False
+    """A probe is out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +54,13 @@ async def record(redis: Redis, target: Target, window: timedelta, answered: int,
     """Count calls and return how the breaker stands."""
     args = [milliseconds(window), answered, failed]
     reply = await redis.evaluate(_RECORD, [keys.breaker(str(target))], args)
-    state, reopens, ok, bad = cast("tuple[bytes, int, int, int]", reply)
-    return View(state == b"open", timedelta(milliseconds=reopens), ok, bad)
+    state, reopens, ok, bad, hand, probing = cast("tuple[bytes, int, int, int, int, int]", reply)
+    return View(state == b"open", timedelta(milliseconds=reopens), ok, bad, hand == 1, probing == 1)
 
 
-async def view(redis: Redis, target: Target) -> View:
-    return await record(redis, target, _WINDOW_OF_A_LOOK, 0, 0)
+async def view(redis: Redis, target: Target, window: timedelta = _WINDOW_OF_A_LOOK) -> View:
+    """Return how a breaker stands, and change nothing."""
+    return await record(redis, target, window, 0, 0)
 
 
 async def open_(
@@ -66,6 +73,23 @@ async def open_(
     reply = await redis.evaluate(_OPEN, [keys.breaker(str(target))], [milliseconds(cooldown), owner or ""])
     changed, remaining = cast("tuple[int, int]", reply)
     return changed == 1, timedelta(milliseconds=remaining)
+
+
+async def hold_open(redis: Redis, target: Target, duration: timedelta | None) -> None:
+    """Open a breaker by an operator's hand, for a time or (None) until one closes it."""
+    await redis.evaluate(
+        _HOLD, [keys.breaker(str(target))], [0 if duration is None else milliseconds(duration)]
+    )
+
+
+async def known(redis: Redis) -> list[Target]:
+    """Return the targets that have a breaker in Redis: those that were called of late, or are open."""
+    found = [name.removeprefix(keys.BREAKER) for name in await redis.names(f"{keys.BREAKER}*")]
+    targets: list[Target] = []
+    for name in found:
+        with contextlib.suppress(ValueError):
+            targets.append(Target.parse(name))
+    return sorted(targets, key=str)
 
 
 async def close(redis: Redis, target: Target, owner: str | None) -> bool:

@@ -216,6 +216,17 @@ class Redis:
             field.decode(errors="replace"): value.decode(errors="replace") for field, value in fields.items()
         }
 
+    async def names(self, pattern: str) -> list[str]:
+        """Return the names of the keys that match a pattern; it may take a while, and holds nobody up."""
+        found: set[bytes] = set()
+        cursor: int | bytes = 0
+        while True:
+            reply = await self._command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor, page = cast("tuple[int, list[bytes]]", reply)
+            found.update(page)
+            if cursor == 0:
+                return sorted(name.decode(errors="replace") for name in found)
+
     async def remove(self, key: str | bytes, member: bytes) -> None:
         """Take a member out of a sorted set."""
         await self._mended(partial(self._command, "ZREM", key, member))

@@ -7,12 +7,15 @@ against its row before anything is done with it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import cast
+from urllib.parse import quote
 from uuid import UUID
 
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds
+from headrace_shared.handlers import public_lane
 from headrace_shared.ids import JobId, Lane
 from headrace_shared.job import Queue
 
@@ -27,6 +30,7 @@ _FINISH = Script.load("finish")
 _WINDOW = Script.load("window")
 _CLOSE_GATE = Script.load("close_gate")
 _OPEN_GATE = Script.load("open_gate")
+_GATES = Script.load("gates")
 
 _ENDED = -1
 _NONE_OF_THEIR_OWN: Mapping[Lane, timedelta] = MappingProxyType({})
@@ -60,6 +64,35 @@ class Gate:
 
     def __str__(self) -> str:
         return f"{self.dimension}|{self.reason}"
+
+
+class GateReason(StrEnum):
+    """Why a gate is closed."""
+
+    PAUSE = "pause"
+    BREAKER = "breaker"
+    LIMIT = "limit"
+    BUDGET = "budget"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedGate:
+    """A gate as it stands in Redis."""
+
+    dimension: str
+    reason: GateReason
+    opens_in: timedelta | None
+    """None: when somebody opens it. Nothing: a breaker's, which the next job goes through as its probe."""
+
+
+def dimensions_of(queue: Queue) -> tuple[str, ...]:
+    """Return the dimensions whose gates keep a queue back, as the claim script looks at them."""
+    return (
+        "global",
+        f"lane:{public_lane(queue.lane)}",
+        f"route:{quote(queue.route, safe='')}",
+        f"tenant:{quote(queue.tenant, safe='')}",
+    )
 
 
 class Dispatch:
@@ -183,6 +216,21 @@ class Dispatch:
     async def gates(self) -> list[str]:
         """Return the closed gates as `dimension|reason`."""
         return sorted(await self.redis.hash(keys.GATES))
+
+    async def closed_gates(self) -> list[ClosedGate]:
+        """Return the closed gates with the time until they open by themselves; changes nothing."""
+        reply = cast("list[tuple[bytes, int]]", await self.redis.evaluate(_GATES))
+        found = [_closed_gate(field.decode(errors="replace"), left) for field, left in reply]
+        return [gate for gate in found if gate is not None]
+
+
+def _closed_gate(field: str, left: int) -> ClosedGate | None:
+    dimension, _, name = field.rpartition("|")
+    try:
+        reason = GateReason(name)
+    except ValueError:
+        return None
+    return ClosedGate(dimension, reason, None if left < 0 else timedelta(milliseconds=left))
 
 
 def _parse_id(member: bytes) -> JobId | None:

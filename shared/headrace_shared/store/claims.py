@@ -43,6 +43,8 @@ class Standing(StrEnum):
     OVERDUE = "overdue"
     """Its time ran out while it was queued; nobody has written that down yet."""
     EARLY = "early"
+    PAUSED = "paused"
+    """An operator keeps it back, and its queue's gate was not closed yet."""
     UNKNOWN = "unknown"
     """It needs what this worker does not know."""
     SUSPECT = "suspect"

@@ -6,7 +6,7 @@
 -- name: claim_jobs
 -- The first claim of a job starts its timeout and ends its time to live.
 WITH m AS MATERIALIZED (
-    SELECT headrace.now() AS now, 'queued' AS queued
+    SELECT headrace.now() AS now, 'queued' AS queued, headrace.paused_scopes() AS paused
 )
 UPDATE headrace.jobs AS j SET
     state = 'running', run = j.run + 1, worker = $3, lease_until = m.now + make_interval(secs => $2),
@@ -17,6 +17,7 @@ WHERE j.id = wanted.id AND j.state = m.queued AND j.run_at <= m.now
   AND (j.crashes < 2 OR $4)
   AND j.endpoint = ANY($5::text[]) AND j.needs <@ $6::text[]
   AND (least(j.start_by, j.end_by) > m.now) IS NOT FALSE
+  AND (m.paused IS NULL OR NOT m.paused && headrace.pausable_as(j.lane, j.route, j.tenant))
 RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts, j.max_attempts,
           j.created_at, greatest(m.now - j.run_at, interval '0') AS waited,
           j.end_by - m.now AS time_left,
@@ -40,7 +41,7 @@ RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts
 -- The next jobs of these lanes as they wait in the store, each queue's and each lane's in turn, lanes by
 -- their weights: for workers that have no Redis to ask. They are claimed like those that it names.
 WITH RECURSIVE moment AS MATERIALIZED (
-    SELECT headrace.now() AS now
+    SELECT headrace.now() AS now, headrace.paused_scopes() AS paused
 ), served AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::float8[]) AS s(lane, weight)
 ), queue AS (
@@ -62,6 +63,8 @@ WITH RECURSIVE moment AS MATERIALIZED (
           AND (j.crashes < 2 OR $6)
           AND (least(j.start_by, j.end_by) > moment.now) IS NOT FALSE
         ORDER BY j.run_at, j.id LIMIT $3) AS head
+    WHERE moment.paused IS NULL
+       OR NOT moment.paused && headrace.pausable_as(queue.lane, queue.route, queue.tenant)
 ), turn AS (
     SELECT head.id, head.lane, head.suspect,
            row_number() OVER (PARTITION BY head.lane ORDER BY head.place, random()) / served.weight AS turn
@@ -75,13 +78,14 @@ FOR UPDATE OF j SKIP LOCKED;
 -- name: look_up
 -- Where the ids stand that a claim did not get, so that the dispatch can be put right.
 WITH m AS MATERIALIZED (
-    SELECT headrace.now() AS now
+    SELECT headrace.now() AS now, headrace.paused_scopes() AS paused
 )
 SELECT j.id, j.lane, j.route, j.tenant,
        CASE WHEN j.ended_at IS NOT NULL THEN 'ended'
             WHEN j.state = 'running' THEN 'running'
             WHEN (least(j.start_by, j.end_by) > m.now) IS FALSE THEN 'overdue'
             WHEN j.run_at > m.now THEN 'early'
+            WHEN m.paused && headrace.pausable_as(j.lane, j.route, j.tenant) THEN 'paused'
             WHEN NOT (j.endpoint = ANY($2::text[]) AND j.needs <@ $3::text[]) THEN 'unknown'
             WHEN j.crashes >= 2 THEN 'suspect'
             ELSE 'due' END AS standing,

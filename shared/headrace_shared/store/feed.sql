@@ -79,8 +79,10 @@ WITH keys AS (
       AND NOT EXISTS (SELECT FROM headrace.jobs j WHERE j.batch_id = substr(b.scope, 7)::uuid AND (
               j.ended_at IS NULL OR j.ended_at > headrace.now() - make_interval(days => $1)))
     RETURNING 1
+), pauses AS (
+    DELETE FROM headrace.pauses WHERE until < headrace.now() RETURNING 1
 ), gone AS (
     DELETE FROM headrace.workers WHERE alive_until < headrace.now() - interval '1 day' RETURNING 1
 )
 SELECT (SELECT count(*) FROM keys) + (SELECT count(*) FROM callbacks) + (SELECT count(*) FROM ended)
-       + (SELECT count(*) FROM gone);
+       + (SELECT count(*) FROM pauses) + (SELECT count(*) FROM gone);

@@ -5,7 +5,7 @@
 local now = now_ms()
 local state, probe = unpack(redis.call('HMGET', KEYS[1], 'state', 'probe'))
 if state == 'open' and (ARGV[2] == '' or probe ~= ARGV[2]) then
-    return {0, math.max(0, read(whole_of, redis.call('HGET', KEYS[1], 'reopen_at') or '0') - now)}
+    return {0, (wait_for_probe(KEYS[1], now))}
 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'state', 'open', 'reopen_at', now + tonumber(ARGV[1]))

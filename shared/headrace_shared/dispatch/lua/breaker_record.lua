@@ -1,8 +1,9 @@
 -- Count what calls came to, and say how the breaker stands for everybody.
--- KEYS[1]: the breaker's hash: state, reopen_at, probe, probe_until, `ok:<ms>` and `bad:<ms>` of the
---          slices of its window, by the millisecond each begins
--- ARGV: window in ms, successes, failures
--- Returns {state, ms until a probe may go, successes, failures in the window}
+-- KEYS[1]: the breaker's hash: state, reopen_at, probe, probe_until, `hand` where an operator opened it,
+--          `ok:<ms>` and `bad:<ms>` of the slices of its window, by the millisecond each begins
+-- ARGV: window in ms, successes, failures; without any of the two it only looks
+-- Returns {state, ms until a probe may go, successes, failures in the window, 1 if an operator opened it,
+--          1 if a probe is out}
 local now, window = now_ms(), tonumber(ARGV[1])
 local slice = math.max(1, math.floor(window / 10))
 local present = string.format('%.0f', math.floor(now / slice) * slice)
@@ -19,6 +20,8 @@ for i = 1, #fields, 2 do
         redis.call('HDEL', KEYS[1], fields[i])
     end
 end
-redis.call('PEXPIRE', KEYS[1], 86400000)
-local reopen = read(whole_of, redis.call('HGET', KEYS[1], 'reopen_at') or '0')
-return {redis.call('HGET', KEYS[1], 'state') or 'closed', math.max(0, reopen - now), total.ok, total.bad}
+if answered + failed > 0 then redis.call('PEXPIRE', KEYS[1], 86400000) end
+local state, probe_until = unpack(redis.call('HMGET', KEYS[1], 'state', 'probe_until'))
+local wait, by_hand = wait_for_probe(KEYS[1], now)
+local probing = probe_until and read(whole_of, probe_until) > now
+return {state or 'closed', wait, total.ok, total.bad, by_hand and 1 or 0, probing and 1 or 0}

@@ -47,7 +47,9 @@ local function gates_of(queue)
     local lane, route, tenant = string.match(queue, '^([^:]*):([^:]*):([^:]*)$')
     if not lane then return {} end
     local probe = nil
-    for _, dimension in ipairs({'global', 'lane:' .. lane, 'route:' .. route, 'tenant:' .. tenant}) do
+    -- A lane's gates keep back what is in the lanes of its handlers as well.
+    local public = string.match(lane, '^[^@]*')
+    for _, dimension in ipairs({'global', 'lane:' .. public, 'route:' .. route, 'tenant:' .. tenant}) do
         for _, reason in ipairs({'pause', 'breaker', 'limit', 'budget'}) do
             local state = gate(dimension, reason)
             if type(state) == 'number' then return {closed = state} end

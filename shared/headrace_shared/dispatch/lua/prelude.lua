@@ -73,3 +73,12 @@ local function unpark()
     end
     redis.call('DEL', PARKED)
 end
+
+-- How long until a probe of an open breaker may go, and whether an operator opened it. Such a one is asked
+-- about again soon, for an operator may close it at any time.
+local function wait_for_probe(breaker, now)
+    local reopen, hand = unpack(redis.call('HMGET', breaker, 'reopen_at', 'hand'))
+    local wait = math.max(0, read(whole_of, reopen or '0') - now)
+    if not hand or wait == 0 then return wait, false end
+    return math.min(wait, 5000), true
+end
