@@ -1,14 +1,16 @@
 """A callback never reaches inside the network, however its address is spelled or changes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, ip_network
+from typing import cast
 
 import httpcore2
 import pytest
+import uvloop
 
 from headrace_shared import errors
 from headrace_shared.ids import DeliveryId, Tenant, uuid7
@@ -260,6 +262,36 @@ async def test_an_answer_that_breaks_off_is_told_apart(listener: Listener) -> No
     listener.answer = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"
     async with Sender(MASTERS, allow_http=True, allowed_networks=LOOPBACK) as sender:
         assert await sender.send(delivery(f"http://127.0.0.1:{listener.port}/")) == Failed("broken")
+
+
+async def test_a_connection_that_is_reset_at_once_is_told_apart(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = cast("httpcore2.AsyncNetworkBackend", httpcore2.AnyIOBackend())
+
+    class Resetting(httpcore2.AsyncNetworkBackend):
+        async def connect_tcp(
+            self,
+            host: str,
+            port: int,
+            timeout: float | None = None,
+            local_address: str | None = None,
+            socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+        ) -> httpcore2.AsyncNetworkStream:
+            stream = await network.connect_tcp(host, port, timeout, local_address, socket_options)
+            await stream.aclose()
+            return stream
+
+    async def send() -> object:
+        async with Sender(MASTERS, allow_http=True, allowed_networks=LOOPBACK) as sender:
+            return await sender.send(delivery(f"http://127.0.0.1:{listener.port}/"))
+
+    def in_the_loop_of_a_worker() -> object:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(send())
+
+    monkeypatch.setattr(httpcore2, "AnyIOBackend", Resetting)
+    assert await asyncio.to_thread(in_the_loop_of_a_worker) == Failed("unreachable")
 
 
 async def test_a_failed_handshake_is_told_apart() -> None:

@@ -161,8 +161,8 @@ class Occasional:
     def warning(self, message: str, *args: object) -> None:
         self._log(logging.WARNING, message, args)
 
-    def error(self, message: str, *args: object) -> None:
-        self._log(logging.ERROR, message, args)
+    def error(self, message: str, *args: object, exc_info: BaseException | None = None) -> None:
+        self._log(logging.ERROR, message, args, exc_info)
 
     def admit(self, message: str) -> int | None:
         """Say whether a message is due: how many like it were left out since, or None if it is not."""
@@ -176,13 +176,19 @@ class Occasional:
         self._seen[message] = now, 0
         return left_out
 
-    def _log(self, level: int, message: str, args: tuple[object, ...]) -> None:
+    def _log(
+        self,
+        level: int,
+        message: str,
+        args: tuple[object, ...],
+        exc_info: BaseException | None = None,
+    ) -> None:
         left_out = self.admit(message)
         if left_out is None:
             return
         if left_out:
             message, args = message + " (%d more like it were left out)", (*args, left_out)
-        self._logger.log(level, message, *args, stacklevel=3)
+        self._logger.log(level, message, *args, exc_info=exc_info, stacklevel=3)
 
 
 class OccasionalFilter(logging.Filter):

@@ -16,6 +16,7 @@ from typing import assert_never
 
 import asyncpg
 
+from headrace_shared.logs import Occasional
 from headrace_shared.policy import WebhookPolicy
 from headrace_shared.store.deliveries import (
     AttemptRecord,
@@ -43,6 +44,7 @@ _STORE_ERRORS = (
 )
 
 _logger = logging.getLogger(__name__)
+_occasionally = Occasional(_logger)
 _random = random.SystemRandom()
 
 
@@ -179,7 +181,8 @@ class Deliverer:
         if task.cancelled():
             return
         if error := task.exception():
-            _logger.error("an attempt of delivery %s broke", delivery.id, exc_info=error)
+            # Once in a while with its stack: what breaks one attempt may break each of thousands.
+            _occasionally.error("an attempt of delivery %s broke", delivery.id, exc_info=error)
             record = conclude(delivery, Failed("internal"), timedelta(), self._policy.schedule)
         else:
             record = task.result()

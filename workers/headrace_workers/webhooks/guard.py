@@ -55,7 +55,9 @@ class Guard(httpcore2.AsyncNetworkBackend):
         failure: Exception = httpcore2.ConnectError(f"{host} has no address")
         for address in addresses[:_MAX_DIALS]:
             try:
-                return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                return _open(
+                    await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
+                )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -79,6 +81,16 @@ class Guard(httpcore2.AsyncNetworkBackend):
         ):
             raise errors.WebhookRefused(reason="it is not a public one")
         return [str(address) for address in addresses]
+
+
+def _open(stream: httpcore2.AsyncNetworkStream) -> httpcore2.AsyncNetworkStream:
+    # What was reset right after it was made has no socket any more: httpcore2 asks it for its
+    # attributes next, and anyio stumbles over that instead of saying that it is closed.
+    try:
+        stream.get_extra_info("ssl_object")
+    except (AttributeError, OSError) as error:
+        raise httpcore2.ConnectError("the connection was reset") from error
+    return stream
 
 
 class _ThreadedResolver:
