@@ -69,7 +69,7 @@ async def test_what_is_paused_is_claimed_from_neither_store_and_goes_on_where_it
     kept = await jobs.add(3)
     await hand.pause(scope)
     others = await jobs.add(2, tenant=Tenant("other"), model="gpt-4o", lane=Lane("batch"))
-    free = set() if scope == "global" else set(others)
+    free: set[JobId] = set() if scope == "global" else set(others)
     assert await ids_in_redis(dispatch) == free
     assert await picked(pool) == free
     assert await claimed(pool, kept) == set()
