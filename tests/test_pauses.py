@@ -227,7 +227,7 @@ async def test_the_command_pauses_shows_and_resumes(jobs: Jobs, command: Command
     assert await jobs.dispatch.gates() == ["lane:batch|pause", "tenant:never-seen|pause"]
     resumed = await command("resume", "lane:batch", "--json")
     assert resumed.answer == {"scope": "lane:batch", "resumed": True}
-    again = await command("resume", "lane:batch")
+    again = await command("queues", "resume", "lane:batch")
     assert (again.code, again.out) == (0, "lane:batch was not paused.\n")
     assert await jobs.dispatch.gates() == ["tenant:never-seen|pause"]
 

@@ -253,6 +253,7 @@ async def test_a_limit_that_keeps_its_queue_back_says_until_when(
     reason = await ask.one(job_id)
     assert isinstance(reason, LimitIsReached)
     assert reason.dimension == f"route:{MODEL}"
+    assert f"waits for the limit of model:{MODEL}; it goes on in" in (await ask(job_id)).sentence
     assert timedelta(0) < (reason.left or timedelta(0)) <= MINUTE
 
 
