@@ -243,4 +243,18 @@ MUTATIONS = (
         "Snoozed(_LOOK_AGAIN, WaitReason.FLIGHT)) if False and follows else run",
         "test_sharing.py::test_followers_hold_neither_slot_nor_money",
     ),
+    Mutation(
+        "a claim looks at the rows of pauses",
+        "shared/headrace_shared/store/claims.sql",
+        "  AND (m.paused IS NULL OR NOT m.paused && headrace.pausable_as(j.lane, j.route, j.tenant))\n",
+        "",
+        "test_pauses.py::test_a_pause_holds_from_its_commit_on_although_redis_was_never_told",
+    ),
+    Mutation(
+        "the feeder puts pauses back before it fills",
+        "workers/headrace_workers/feeder.py",
+        "        await self._pauses.put_in_place()\n",
+        "",
+        "test_pauses.py::test_the_feeder_puts_pauses_back_into_a_wiped_redis_before_it_fills_it",
+    ),
 )

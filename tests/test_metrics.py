@@ -14,6 +14,7 @@ from headrace_shared.request import Endpoint
 from headrace_shared.routes import Target
 from headrace_shared.settings import Settings
 from headrace_shared.store.money import BudgetPolicy, BudgetState, WindowKind
+from headrace_shared.store.pauses import Pause
 from headrace_shared.usage import Usage
 from headrace_workers.telemetry import setup
 
@@ -44,6 +45,10 @@ def budget(scope: str, held: int) -> BudgetView:
     return BudgetView(state, NanoUSD(held))
 
 
+def pause(scope: str) -> Pause:
+    return Pause(scope, datetime.now(UTC), None, None)
+
+
 def exposition(monkeypatch: pytest.MonkeyPatch, opt_in: str = "", *, tenant_label: bool = False) -> str:
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
     made = setup(Settings(metrics_port=0), WorkerId("w1"), tenant_label=tenant_label)
@@ -54,6 +59,7 @@ def exposition(monkeypatch: pytest.MonkeyPatch, opt_in: str = "", *, tenant_labe
     metrics.call_ended(TARGET, Endpoint.CHAT_COMPLETIONS, latency=second, error_class=ErrorClass.TIMEOUT)
     metrics.spent(TARGET, Tenant("acme"), NanoUSD(2_500_000_000))
     metrics.budgets([budget("global", 500_000_000), budget("tenant:acme", 1)])
+    metrics.paused([pause("lane:batch"), pause("tenant:acme"), pause("tenant:other")])
     metrics.breaker(TARGET, "open")
     metrics.watch(lambda: metrics.running(7))
     assert made.registry is not None
@@ -72,6 +78,8 @@ def test_metrics_reach_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "headrace_running 7.0" in lines
     assert 'headrace_breaker_state{model="gpt-4o-mini",provider="openai"} 2.0' in lines
     assert 'headrace_budget_held{scope="global",window="day"} 0.5' in lines
+    assert 'headrace_paused{scope="lane:batch"} 1.0' in lines
+    assert 'headrace_paused{scope="tenant"} 2.0' in lines
     call = 'gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model="gpt-4o-mini"'
     assert f'gen_ai_client_token_usage_sum{{{call},gen_ai_token_type="input"}} 100.0' in lines
     assert f'gen_ai_client_operation_duration_seconds_count{{error_type="timeout",{call}}} 1.0' in lines

@@ -14,7 +14,7 @@ from headrace_producer.commands.dead_letters import failures, retry
 from headrace_producer.commands.doctor import doctor
 from headrace_producer.commands.jobs import cancel, result, status
 from headrace_producer.commands.migrate import migrate
-from headrace_producer.commands.pauses import pause, pauses, resume
+from headrace_producer.commands.pauses import pause, pauses, queues, resume
 from headrace_producer.commands.settle import settle
 from headrace_producer.commands.submit import submit
 from headrace_producer.commands.up import up
@@ -84,6 +84,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     for hand in (pause, resume, pauses, why):
         app.command()(hand)
     app.add_typer(breakers.app, name="breakers")
+    app.add_typer(queues, name="queues")
     app.add_typer(budgets.app, name="budgets")
     app.add_typer(config.app, name="config")
     app.add_typer(webhooks.app, name="webhooks")

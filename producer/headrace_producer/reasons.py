@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import ClassVar, TypeAlias, assert_never
+from urllib.parse import unquote
 
 from headrace_producer.words import count, in_words
 from headrace_shared.handlers import HandlerName
@@ -203,7 +204,7 @@ def words_of(reason: Reason) -> str:  # noqa: C901, PLR0911, PLR0912 - one case 
             return _budget(reason)
         case LimitIsReached(dimension, left):
             end = "" if left is None else f"; it goes on in {_soon(left)}"
-            return f"waits for the limit of {dimension}{end}"
+            return f"waits for the limit of {_name_of(dimension)}{end}"
         case RunsAlone(crashes):
             return f"waits for a process of its own, because {crashes} of its runs lost their worker"
         case WaitsItsTurn(before, running, slots, left):
@@ -315,6 +316,12 @@ def _budget(reason: BudgetIsSpent) -> str:
         f"{format_usd(reason.settled)} are settled, {format_usd(reason.suspense)} in suspense and "
         f"{format_usd(reason.held)} held{needs}{turns}"
     )
+
+
+def _name_of(dimension: str) -> str:
+    """Name what a gate keeps back as its users do: a route is a model to them."""
+    kind, _, name = dimension.partition(":")
+    return f"{'model' if kind == 'route' else kind}:{unquote(name)}" if name else "everything"
 
 
 def _moment(moment: datetime) -> str:

@@ -178,6 +178,7 @@ DUPLICATES_DROPPED = _counter("duplicate_dispatches_dropped", "Ids that were dis
 BREAKER_STATE = _gauge("breaker_state", "0 closed, 1 half open, 2 open", "provider", "model")
 COST = _counter("cost", "US dollars that calls cost", "provider", "model", "tenant", unit="{USD}")
 SUSPENSE = _counter("suspense", "US dollars put in suspense", "provider", "model", "tenant", unit="{USD}")
+PAUSED = _gauge("paused", "Scopes that an operator keeps back", "scope")
 BUDGET_LIMIT = _gauge("budget_limit", "US dollars of the limit", "scope", "window", unit="{USD}")
 BUDGET_SETTLED = _gauge("budget_settled", "US dollars that are spent", "scope", "window", unit="{USD}")
 BUDGET_HELD = _gauge("budget_held", "US dollars held by open calls", "scope", "window", unit="{USD}")

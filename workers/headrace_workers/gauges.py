@@ -10,7 +10,7 @@ from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import JobId
 from headrace_shared.job import ClaimedJob
 from headrace_shared.logs import Occasional
-from headrace_shared.store import feed
+from headrace_shared.store import feed, pauses
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_workers.breaker import Breakers
 from headrace_workers.telemetry import Metrics
@@ -61,6 +61,7 @@ class Gauges:
         try:
             for depth in await feed.depths(self._pool):
                 self._metrics.waiting(depth.lane, depth.jobs, depth.oldest)
+            self._metrics.paused(await pauses.in_force(self._pool))
             self._metrics.server_up("postgres", up=True)
         except UNREACHABLE as error:
             self._metrics.server_up("postgres", up=False)

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from headrace_shared.outcome import ErrorClass, Outcome, Retry, Snoozed
 from headrace_shared.request import Endpoint
 from headrace_shared.routes import Target
 from headrace_shared.settings import Settings
+from headrace_shared.store.pauses import Pause
 from headrace_shared.telemetry_names import Instrument
 from headrace_shared.usage import Usage
 
@@ -247,6 +249,14 @@ class Metrics(Collector):
         self._budget(names.BUDGET_SETTLED, shown, lambda view: view.state.settled)
         self._budget(names.BUDGET_SUSPENSE, shown, lambda view: view.state.suspense)
         self._budget(names.BUDGET_HELD, shown, lambda view: view.held)
+
+    def paused(self, pauses: Iterable[Pause]) -> None:
+        """Set what is paused; tenants are counted under one name unless they are told apart."""
+        shown = Counter(
+            "tenant" if one.scope.startswith("tenant:") and not self._tenants else one.scope for one in pauses
+        )
+        if self._on:
+            self._sums.replace(names.PAUSED, {(scope,): n for scope, n in shown.most_common(MAX_SERIES)})
 
     async def watch_event_loop(self) -> None:
         """Measure for ever how late the event loop is."""

@@ -43,6 +43,12 @@ def pauses(*, as_json: AsJson = False) -> None:
     asyncio.run(_show(Console(as_json)))
 
 
+queues = typer.Typer(help="The same as pause, resume and pauses.", rich_markup_mode=None)
+queues.command("pause")(pause)
+queues.command("resume")(resume)
+queues.command("show")(pauses)
+
+
 def read_positive(option: str, text: str | None) -> timedelta | None:
     """Read how long something is to last.
 
