@@ -118,5 +118,5 @@ def _batch_id(text: str, name: str) -> UUID:
 def _no_scope(text: str) -> InvalidRequest:
     return InvalidRequest(
         field="scope",
-        reason=f"{text!r:.80} is not a scope: write global, tenant:NAME, key:NAME, model:NAME, batch:ID or tag:TAG",
+        reason=f"{text!r:.80} is not a scope: global, tenant:NAME, key:NAME, model:NAME, batch:ID, tag:TAG",
     )
