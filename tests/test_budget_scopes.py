@@ -4,6 +4,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+from test_budget_holds import Interrupted
 
 from headrace_shared.allowance import Allowance
 from headrace_shared.budgets import Budgets
@@ -179,14 +180,20 @@ async def test_a_budget_that_begins_while_counters_are_missing_holds_as_well(
     assert (await spender.refused(elsewhere, 31, "tag:new")).missing == 1
 
 
-async def test_a_budget_that_begins_under_an_epoch_that_was_raised_meanwhile_holds_as_well(
+async def test_a_budget_that_begins_while_a_rebuild_has_read_holds_as_well(
     pool: Pool, budgets: Budgets, redis: Redis
 ) -> None:
-    """The counters in place were read before the budget was there."""
+    """The counters that the rebuild puts in place were read before the budget was there."""
     spender, elsewhere = await Spender.start(pool), Budgets(pool, redis)
     await spender.hold(elsewhere, 1, "global")
-    await money.raise_epoch(pool)
-    await budgets.begin("tag:new", NanoUSD(30))
+
+    async def nothing() -> None:
+        pass
+
+    async def begin() -> None:
+        await budgets.begin("tag:new", NanoUSD(30))
+
+    await Budgets(Interrupted(pool, nothing, begin), redis).rebuild()
     assert (await spender.refused(elsewhere, 31, "tag:new")).missing == 1
 
 
