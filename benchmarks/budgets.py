@@ -134,8 +134,13 @@ async def spend(size: Size) -> list[Figure]:
         await asyncio.sleep(_LEASE.total_seconds() + 5)
         await load.look()
         leaked, open_calls = await _left(load)
+        calls = await pool.fetchval("SELECT count(*) FROM headrace.calls")
         reaping.cancel()
-        return [*_figures(load, operations, seconds), *_leaks(leaked, open_calls), *await _books(load)]
+        return [
+            *_figures(load, operations, int(calls), seconds),
+            *_leaks(leaked, open_calls),
+            *await _books(load),
+        ]
 
 
 @asynccontextmanager
@@ -205,10 +210,11 @@ async def _left(load: Load) -> tuple[int, int]:
     return len(held.keys() - {"epoch"}) + still, int(open_calls)
 
 
-def _figures(load: Load, operations: int, seconds: float) -> list[Figure]:
+def _figures(load: Load, operations: int, calls: int, seconds: float) -> list[Figure]:
     name = f"{load.size.processes} processes x {load.size.tasks} tasks"
     return [
         Figure(name, "operations", operations, "operations"),
+        Figure(name, "calls that were paid for", calls, "calls"),
         Figure(name, "pace", operations / seconds, "operations/s"),
         Figure(name, "processes killed", load.kills, "processes"),
         Figure(name, "restarts of Redis", load.restarts, "restarts"),
@@ -265,9 +271,15 @@ async def use(jobs: int, workers: int, slots: int) -> list[Figure]:
         claims = await stage.connection.fetchval(
             "SELECT sum(run) FROM headrace.jobs WHERE tenant = 'limited'"
         )
+        hold = await stage.connection.fetchval(
+            "SELECT max(held_nano) FROM headrace.calls WHERE tenant = 'limited'"
+        )
+        # A budget that has the money of few jobs cannot be used to the last per cent: one hold is more.
+        fine = 100 * hold / limit < 1
         return [
             Figure(name, "billed over the limit", max(0, billed - limit), "nano-USD", at_most=0),
-            Figure(name, "of the budget used", 100 * billed / limit, "%", at_least=99),
+            Figure(name, "of the budget used", 100 * billed / limit, "%", at_least=99 if fine else None),
+            Figure(name, "left of it when the last one failed", (limit - billed) / hold, "holds", at_most=1),
             Figure(name, "until the last job had ended", seconds, "s"),
             Figure(name, "claims of a job", int(claims) / jobs, "claims"),
         ]

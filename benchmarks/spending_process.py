@@ -136,7 +136,7 @@ async def _beat(pool: Pool, job: ClaimedJob, stop: asyncio.Event) -> None:
 
 async def main() -> None:
     seed, tasks, amount, cost = map(int, sys.argv[1:5])
-    pool = await open_pool(os.environ["HEADRACE_POSTGRES_URL"], size=3)
+    pool = await open_pool(os.environ["HEADRACE_POSTGRES_URL"], size=2)
     redis = Redis(os.environ["HEADRACE_REDIS_URL"])
     job = await _own_job(pool, timedelta(seconds=float(sys.argv[5])))
     stop = asyncio.Event()
