@@ -1,8 +1,8 @@
 """Whether budgets hold under load, kills and restarts, and whether they are used: `make bench-budgets`.
 
 Many processes hold and settle over overlapping scopes while some of them are killed and Redis is
-restarted, with its data and without. Limits are small beside what is held at the same time, and
-are reached before the end. Then workers run ten times the jobs that a budget has money for.
+restarted, with its data and without. Limits are small beside what is held at the same time; when
+they are used up they are raised. Then workers run ten times the jobs that a budget has money for.
 """
 
 import asyncio
@@ -48,6 +48,8 @@ _OTHERS = 0.4
 _USE = "SELECT scope, policy, limit_nano, settled_nano + suspense_nano + held_nano AS used \
 FROM headrace.budget_use(NULL, headrace.now())"
 _LOOK = 0.5
+_STILL = 5
+"""Seconds without progress after which the limits are taken to be used up."""
 _INPUT, _CACHED, _OUTPUT = 150, 75, 600
 """Nano-USD of a token of gpt-4o-mini."""
 
@@ -68,6 +70,7 @@ class Load:
     looks: int = 0
     kills: int = 0
     restarts: int = 0
+    raises: int = 0
 
     async def start(self, stack: AsyncExitStack, place: int) -> None:
         """Start a process that spends, in the place of one that was killed or as another one."""
@@ -115,19 +118,21 @@ class Size:
 
     @property
     def cost(self) -> int:
-        """What a call costs on average, so that the limit is reached when two thirds are done."""
-        return self.room * _AMOUNT // max(1, self.operations // 3)
+        """What a call costs on average, so that the limit is reached when half of all are done."""
+        return self.room * _AMOUNT // max(1, self.operations // 4)
 
 
 async def spend(size: Size) -> list[Figure]:
     async with open_stage() as stage, _tools(stage) as (pool, redis):
         load = Load(stage, pool, redis, size)
         await _set_limits(load)
-        began = time.monotonic()
         reaping = asyncio.create_task(_reap(pool, redis))
         async with AsyncExitStack() as stack:
             for place in range(size.processes):
                 await load.start(stack, place)
+            began = time.monotonic()
+            for process in load.children:
+                await process.tell()
             await _disturb(load, stack)
         seconds = time.monotonic() - began
         operations = load.operations()
@@ -154,10 +159,10 @@ async def _tools(stage: Stage) -> AsyncGenerator[tuple[Pool, Redis]]:
         await pool.close()
 
 
-async def _set_limits(load: Load) -> None:
+async def _set_limits(load: Load, share: float = 1) -> None:
     budgets = Budgets(load.pool, load.redis)
     for scope in sorted({scope for scopes in tally.SCOPES for scope in scopes}):
-        limit = NanoUSD(round(load.size.room * _SHARES.get(scope, _OTHERS)) * _AMOUNT)
+        limit = NanoUSD(round(load.size.room * share * _SHARES.get(scope, _OTHERS)) * _AMOUNT)
         soft = scope == "tag:counted"
         load.limits[scope] = limit
         policy = BudgetPolicy.SOFT if soft else BudgetPolicy.WAIT
@@ -183,15 +188,23 @@ async def _disturb(load: Load, stack: AsyncExitStack) -> None:
     # What happens when which share of the work is done.
     kills = [(place + 1) / 13 for place in range(12)]
     restarts = [0.15, 0.35, 0.55, 0.75]
+    last, moved = 0, time.monotonic()
     while (done := load.operations()) < load.size.operations:
         await load.look()
         share = done / load.size.operations
+        if done > last + load.size.operations // 100:
+            last, moved = done, time.monotonic()
+        elif time.monotonic() - moved > _STILL:
+            load.raises += 1
+            await _set_limits(load, 1 + load.raises / 2)
+            moved = time.monotonic()
         if kills and share >= kills[0]:
             kills.pop(0)
             place = chance.randrange(len(load.children))
             load.children.pop(place).kill()
             load.kills += 1
             await load.start(stack, place)
+            await load.children[place].tell()
         if restarts and share >= restarts[0]:
             restarts.pop(0)
             async with valkey_down(own, data="lost" if len(restarts) % 2 else "kept"):
@@ -218,6 +231,7 @@ def _figures(load: Load, operations: int, calls: int, seconds: float) -> list[Fi
         Figure(name, "pace", operations / seconds, "operations/s"),
         Figure(name, "processes killed", load.kills, "processes"),
         Figure(name, "restarts of Redis", load.restarts, "restarts"),
+        Figure(name, "limits raised when they were used up", load.raises, "times"),
         Figure(name, "looks at the ledger", load.looks, "looks"),
         Figure(name, "overspend at any look", load.over, "nano-USD", at_most=0),
     ]

@@ -1,7 +1,8 @@
 """One process that spends: `spending_process.py SEED TASKS AMOUNT COST LEASE TALLY`.
 
-It holds, makes the call's intent known, "calls", concludes and settles, with many tasks at once, as
-a worker does. What its calls cost is added to a file of its own, as a provider's books would have it.
+From a line of input on until there is no more it holds, makes the call's intent known, "calls",
+concludes and settles, with many tasks at once, as a worker does. What its calls cost is added to a
+file of its own, as a provider's books would have it.
 """
 
 import asyncio
@@ -64,9 +65,9 @@ class Spender:
         most = NanoUSD(self._random.randint(1, 2 * amount))
         request = HoldRequest(hold_id(self._job.id, self._job.run, number), most, scopes)
         held = await self._holds.submit(request)
-        self._tally.count(1)
         if isinstance(held, Refused):
             return False
+        self._tally.count(1)
         intent = runs.Intent(
             job_id=self._job.id,
             run=self._job.run,
@@ -143,10 +144,11 @@ async def main() -> None:
     spender = Spender(pool, redis, job, Tally.open(Path(sys.argv[6])), seed)
     async with asyncio.TaskGroup() as group:
         group.create_task(_beat(pool, job, stop))
-        for _ in range(tasks):
-            group.create_task(spender.spend(stop, amount, cost))
         print("{}", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
+        if await asyncio.to_thread(sys.stdin.readline):
+            for _ in range(tasks):
+                group.create_task(spender.spend(stop, amount, cost))
+            await asyncio.to_thread(sys.stdin.readline)
         stop.set()
     await redis.close()
     await pool.close()
