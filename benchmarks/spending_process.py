@@ -30,7 +30,7 @@ from headrace_shared.store.money import Refused
 from headrace_shared.store.pool import UNREACHABLE, Pool, open_pool
 
 _DAY = timedelta(days=1)
-_PAUSE = 0.05
+_PAUSE = 1.0
 """Seconds that a task waits that was refused."""
 
 
@@ -56,7 +56,7 @@ class Spender:
             except (DispatchUnavailable, *UNREACHABLE):
                 paid = False
             if not paid:
-                await asyncio.sleep(_PAUSE * self._random.random() * 2)
+                await asyncio.sleep(_PAUSE * self._random.uniform(0.1, 2))
 
     async def _call(self, amount: int, cost: int) -> bool:
         self._calls += 1

@@ -155,9 +155,10 @@ async def test_another_time_zone_holds_from_a_full_minute_on_and_corrections_sta
     tomorrow = await spender.open(budgets, 100, "global")
     late = await spender.conclude(call, cost=7)
     await budgets.settle([await spender.conclude(tomorrow, cost=90), late])
-    booked = dict(
-        await pool.fetch("SELECT window_name, sum(settled_nano)::int FROM headrace.spend GROUP BY 1")
+    rows = await pool.fetch(
+        "SELECT window_name AS name, sum(settled_nano)::int AS settled FROM headrace.spend GROUP BY 1"
     )
+    booked = {row["name"]: row["settled"] for row in rows}
     (view,) = await budgets.view()
     assert (booked[today], booked[view.state.window], booked["total"]) == (7, 90, 97)
     assert view.state.suspense == 0
