@@ -30,6 +30,12 @@ class Child:
             self._process.stdin.write(b"\n")
         return await self.hear()
 
+    async def tell(self) -> None:
+        """Send it a line that it does not answer."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(b"\n")
+            await self._process.stdin.drain()
+
     async def hear(self) -> Answer:
         if self._process.stdout is None:
             return {}

@@ -56,8 +56,8 @@ def progress(text: str) -> None:
     print(f"[{time.monotonic() - _BEGAN:4.0f} s] {text}", file=sys.stderr, flush=True)
 
 
-def table(figures: list[Figure]) -> Table:
-    shown = Table("measurement", "figure", title="What a job costs", title_justify="left")
+def table(figures: list[Figure], title: str = "What a job costs") -> Table:
+    shown = Table("measurement", "figure", title=title, title_justify="left")
     shown.add_column("value", justify="right")
     shown.add_column("unit")
     shown.add_column("target", justify="right")

@@ -16,7 +16,14 @@ async def main() -> None:
         print(json.dumps({"url": provider.url}), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
             books = provider.books
-            said = {"in_flight": books.in_flight, "answered": books.total.answered}
+            total = books.total
+            said = {
+                "in_flight": books.in_flight,
+                "answered": total.answered,
+                "prompt_tokens": total.prompt_tokens + total.unanswered_prompt_tokens,
+                "cached_tokens": total.cached_tokens,
+                "completion_tokens": total.completion_tokens + total.unanswered_completion_tokens,
+            }
             print(json.dumps(said), flush=True)
 
 

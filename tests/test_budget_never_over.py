@@ -18,8 +18,22 @@ from headrace_shared.testing.spending import Call, Spender, counted, flush
 pytestmark = pytest.mark.conformance
 
 UNIT = 9_007_199_254_740_993 // 1000
-LIMITS = {"global": 900 * UNIT, "tenant:a": 500 * UNIT + 1, "tenant:b": 600 * UNIT - 1}
-SCOPES = (("global", "tenant:a"), ("global", "tenant:b"), ("tenant:a", "tenant:b"), ("tenant:b",))
+LIMITS = {
+    "global": 900 * UNIT,
+    "tenant:a": 500 * UNIT + 1,
+    "tenant:b": 600 * UNIT - 1,
+    "key:k": 700 * UNIT,
+    "model:m": 550 * UNIT + 7,
+    "tag:x": 400 * UNIT,
+}
+KINDS = {"key:k": WindowKind.WEEK, "model:m": WindowKind.MONTH, "tag:x": WindowKind.DAY}
+SOFT = "tag:counted"
+SCOPES = (
+    ("global", "tenant:a", "key:k", "model:m"),
+    ("global", "tenant:b", "model:m", "tag:x", SOFT),
+    ("tenant:a", "tenant:b", SOFT),
+    ("tenant:b", "key:k", "model:free", "tag:x"),
+)
 
 processes = st.integers(0, 2)
 amounts = st.integers(60, 300).map(lambda thousandths: thousandths * UNIT + thousandths % 5)
@@ -42,6 +56,7 @@ class World:
     redis: Redis
     spender: Spender
     budgets: list[Budgets]
+    windows: dict[str, str] = field(default_factory=dict[str, str])
     open: list[Call] = field(default_factory=list[Call])
     spent: Counter[str] = field(default_factory=Counter[str])
     doubtful: Counter[str] = field(default_factory=Counter[str])
@@ -79,15 +94,16 @@ class World:
         for scope, limit in LIMITS.items():
             committed = sum(call.held.amount for call in self.open if scope in call.scopes)
             assert self.spent[scope] + self.doubtful[scope] + committed <= limit
-            assert sum(await counted(self.redis, scope)) <= limit
+            assert sum(await counted(self.redis, scope, self.windows[scope])) <= limit
 
     async def check_in_the_end(self) -> None:
         for call in self.open:
             await self.budgets[0].settle([await self.conclude(call, 99)])
         self.open.clear()
         await self.budgets[0].rebuild()
-        for scope in LIMITS:
-            assert await counted(self.redis, scope) == (self.spent[scope], self.doubtful[scope], 0)
+        for scope in [*LIMITS, SOFT]:
+            window = self.windows[scope]
+            assert await counted(self.redis, scope, window) == (self.spent[scope], self.doubtful[scope], 0)
 
 
 @settings(
@@ -104,7 +120,10 @@ async def test_no_order_of_events_spends_more_than_the_limits(
     await pool.execute("TRUNCATE headrace.calls, headrace.spend, headrace.budgets")
     world = World(pool, redis, await Spender.start(pool), [Budgets(pool, redis) for _ in range(3)])
     for scope, limit in LIMITS.items():
-        await world.budgets[0].set(scope, WindowKind.TOTAL, NanoUSD(limit), BudgetPolicy.WAIT)
+        kind = KINDS.get(scope, WindowKind.TOTAL)
+        await world.budgets[0].set(scope, kind, NanoUSD(limit), BudgetPolicy.WAIT)
+    await world.budgets[0].set(SOFT, WindowKind.TOTAL, NanoUSD(1), BudgetPolicy.SOFT)
+    world.windows = {view.state.scope: view.state.window for view in await world.budgets[0].view()}
     for step in steps:
         await asyncio.gather(*(world.act(action) for action in step))
         await world.check()

@@ -177,6 +177,8 @@ async def test_holds_in_the_store_are_refused_as_those_in_redis_are(
     for scope, amount in (("global", 100), ("tenant:a", 60)):
         await limit(pool, scope, amount)
     await limit(pool, "tenant:b", 50, WindowKind.DAY)
+    for scope, policy in (("model:m|n", BudgetPolicy.DOWNGRADE), ("tag:soft", BudgetPolicy.SOFT)):
+        await money.set_budget(pool, scope, WindowKind.WEEK, NanoUSD(30), policy)
     answers: dict[bool, list[object]] = {}
     for without_redis in (False, True):
         async with cut_off() as away:
@@ -186,9 +188,15 @@ async def test_holds_in_the_store_are_refused_as_those_in_redis_are(
             assert isinstance(await spender.try_hold(budgets, 40, "global", "tenant:a"), Call)
             refused = [
                 await spender.try_hold(budgets, amount, "global", *scopes)
-                for amount, scopes in ((21, ["tenant:a"]), (61, []), (51, ["tenant:b"]))
+                for amount, scopes in (
+                    (21, ["tenant:a"]),
+                    (61, []),
+                    (51, ["tenant:b"]),
+                    (31, ["key:none", "model:m|n", "tag:soft"]),
+                )
             ]
             assert isinstance(await spender.try_hold(budgets, 20, "tenant:a", "global"), Call)
+            assert isinstance(await spender.try_hold(budgets, 31, "tag:soft"), Call)
             answers[without_redis] = [
                 (
                     one.scope,
@@ -202,7 +210,7 @@ async def test_holds_in_the_store_are_refused_as_those_in_redis_are(
                 for one in refused
                 if isinstance(one, Refused)
             ]
-    assert len(answers[True]) == 3
+    assert len(answers[True]) == 4
     assert answers[True] == answers[False]
 
 

@@ -472,6 +472,26 @@ async def test_a_handler_waits_for_its_budget_and_goes_on_where_it_was(
     assert await jobs.spend() == await jobs.ledger()
 
 
+async def test_calls_at_the_same_time_share_what_their_job_may_cost(
+    headrace: Headrace, jobs: Jobs, scripted: ScriptedProvider, application: Application
+) -> None:
+    """There is the money of one at its worst, and of what another one really costs."""
+
+    @handler("both")
+    async def both(ctx: Context, _document: Document) -> Summary:
+        answers = await asyncio.gather(*(ctx.llm(CHAT, question(number)) for number in "12"))
+        return Summary(text=" ".join(answer.text for answer in answers))
+
+    job = await headrace.enqueue("both", Document(), max_cost="0.0007")
+    async with running_worker(handlers=application.with_handlers(both)):
+        result = await job.result(timeout=PATIENCE)
+    assert result.parse(Summary).text == "Hello Hello"
+    calls = sorted((await jobs.calls(job.id)), key=lambda call: call["opened_at"])
+    assert [call["state"] for call in calls] == ["answered", "answered"]
+    assert calls[0]["ended_at"] <= calls[1]["opened_at"]
+    assert len(scripted.requests) == 2
+
+
 async def test_what_a_lost_run_writes_is_not_kept(
     headrace: Headrace, jobs: Jobs, pool: Pool, clock: Clock
 ) -> None:

@@ -1,6 +1,8 @@
 """What money is counted under: everything, a tenant, an API key, a model, a batch, a tag."""
 
 import re
+from collections.abc import Collection
+from typing import TypeGuard
 from uuid import UUID
 
 from headrace_shared.errors import InvalidRequest
@@ -83,12 +85,16 @@ def check_tags(tags: object) -> tuple[str, ...]:
         InvalidRequest: they are too many, or one of them is none.
 
     """
-    if isinstance(tags, str) or not isinstance(tags, list | tuple | set | frozenset):
+    if not _is_list(tags):
         raise InvalidRequest(field="tags", reason="must be a list of strings")
     found = tuple(sorted({check_tag(tag) for tag in tags}))
     if len(found) > MAX_TAGS:
         raise InvalidRequest(field="tags", reason=f"must be at most {MAX_TAGS}")
     return found
+
+
+def _is_list(tags: object) -> TypeGuard[Collection[object]]:
+    return isinstance(tags, list | tuple | set | frozenset)
 
 
 def check_tag(tag: object) -> str:
@@ -118,5 +124,5 @@ def _batch_id(text: str, name: str) -> UUID:
 def _no_scope(text: str) -> InvalidRequest:
     return InvalidRequest(
         field="scope",
-        reason=f"{text!r:.80} is not a scope: write global, tenant:NAME, key:NAME, model:NAME, batch:ID or tag:TAG",
+        reason=f"{text!r:.80} is not a scope: global, tenant:NAME, key:NAME, model:NAME, batch:ID, tag:TAG",
     )

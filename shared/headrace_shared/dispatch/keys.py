@@ -53,7 +53,7 @@ LANES = "headrace:lanes"
 """HASH: lane -> virtual time; `floor:<lane>` -> virtual time of its last served queue."""
 
 MONEY = "headrace:money"
-"""HASH: the epoch, the server's run id, the open windows and the budgets."""
+"""HASH: the epoch, the server's run id, the format of it all, the open windows and the budgets."""
 
 PARKED = "headrace:parked"
 """SET of queue names that a closed gate keeps out of `active`."""

@@ -70,11 +70,12 @@ class Hold:
                 return run.ended(Snoozed(PAUSE, WaitReason.BUDGET))
             return run.ended(_exhausted("what this job may cost", missing, amount))
         request = HoldRequest(hold_id(run.job.id, run.job.run, run.call), amount, scopes_of(run.job, route))
-        held: Held | Refused | None = None
+        kept = False
         try:
             held = await self._holds.submit(request)
+            kept = isinstance(held, Held)
         finally:
-            if allowance and not isinstance(held, Held):
+            if allowance and not kept:
                 allowance.settle(amount, ZERO)
         return replace(run, held=held) if isinstance(held, Held) else held
 

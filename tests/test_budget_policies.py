@@ -1,0 +1,206 @@
+"""What becomes of jobs that do not fit: they wait, fail, go to a cheaper target, or go all the same."""
+
+from datetime import timedelta
+
+import pytest
+from command_line import Command
+
+from headrace_producer import Headrace
+from headrace_shared.budgets import Budgets
+from headrace_shared.dispatch import keys
+from headrace_shared.dispatch.connection import Redis
+from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.errors import InvalidInput
+from headrace_shared.ids import Tenant
+from headrace_shared.job import JobState
+from headrace_shared.money import NanoUSD
+from headrace_shared.outcome import ErrorClass, WaitReason
+from headrace_shared.store.money import BudgetPolicy, WindowKind
+from headrace_shared.store.pool import Pool
+from headrace_shared.testing.behaviour import Behaviour
+from headrace_shared.testing.jobs import Jobs
+from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
+from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_workers.testing import running_worker
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+DEAR, CHEAP = 10_000, 1_000
+"""Nano-USD of a token that is written; what is read costs nothing."""
+MOST = 20
+BODY = {"max_completion_tokens": MOST, "messages": [{"role": "user", "content": "Hello"}]}
+CHAT = {"model": "dear", **BODY}
+PATH = "/v1/chat/completions"
+ROUTE = {"targets": [{"provider": "openai", "model": "dear"}, {"provider": "openai", "model": "cheap"}]}
+CONFIGURATION = {
+    "routes": {"either": ROUTE},
+    "prices": {
+        "openai/dear": {"input": "0", "output": "10"},
+        "openai/cheap": {"input": "0", "output": "1"},
+    },
+}
+ACME = Tenant("acme")
+SECONDS = timedelta(seconds=20)
+
+
+@pytest.fixture
+async def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
+    jobs = Jobs(pool, dispatch)
+    await jobs.configure(CONFIGURATION)
+    return jobs
+
+
+def limit(tokens: int, price: int = DEAR) -> NanoUSD:
+    return NanoUSD(tokens * price)
+
+
+async def test_a_call_that_does_not_fit_goes_to_the_next_target_that_does(
+    jobs: Jobs, budgets: Budgets, scripted: ScriptedProvider
+) -> None:
+    """Room for one call of the dear target and three of the cheap one, at their worst."""
+    scripted.script(completion(completion_tokens=MOST))
+    amount = NanoUSD(MOST * (DEAR + 3 * CHEAP))
+    await budgets.set("model:either", WindowKind.TOTAL, amount, BudgetPolicy.DOWNGRADE)
+    async with running_worker(concurrency=1):
+        ids = await jobs.add(5, model="either", body=BODY)
+        endings = await jobs.ended(ids)
+    answered = [ending.answer.model for ending in endings if ending.answer]
+    assert sorted(answered) == ["cheap", "cheap", "cheap", "dear"]
+    failed = [ending.job for ending in endings if ending.answer is None]
+    assert [job.error_class for job in failed] == [ErrorClass.BUDGET_EXHAUSTED]
+    assert (await jobs.spend())["model:either", "total"] == (amount, 0)
+    assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_without_the_policy_no_other_target_is_asked(
+    jobs: Jobs, budgets: Budgets, scripted: ScriptedProvider
+) -> None:
+    await budgets.set("model:either", WindowKind.TOTAL, limit(MOST, CHEAP), BudgetPolicy.WAIT)
+    async with running_worker():
+        (ending,) = await jobs.ended(await jobs.add(1, model="either", body=BODY))
+    assert ending.job.error_class == ErrorClass.BUDGET_EXHAUSTED
+    assert "the total budget of model:either lacks" in (ending.job.error or "")
+    assert scripted.requests == []
+
+
+async def test_rejection_waits_for_calls_under_way_that_may_release_enough(
+    jobs: Jobs, budgets: Budgets, silent: ScriptedProvider
+) -> None:
+    silent.script(completion(completion_tokens=3))
+    await budgets.set("tag:x", WindowKind.DAY, limit(MOST + 3), BudgetPolicy.REJECT)
+    async with Headrace() as client, running_worker():
+        first = await client.enqueue(PATH, CHAT, tags=["x"])
+        await jobs.until(first.id, lambda row: row["state"] == "running")
+        second = await client.enqueue(PATH, CHAT, tags=["x"])
+        row = await jobs.until(second.id, lambda row: row["waiting_for"] == WaitReason.BUDGET)
+        assert row["state"] == JobState.QUEUED
+        silent.open.set()
+        endings = await jobs.ended([first.id, second.id])
+        assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+        third = await client.enqueue(PATH, CHAT, tags=["x"])
+        (ending,) = await jobs.ended([third.id])
+    assert ending.job.error_class == ErrorClass.BUDGET_EXHAUSTED
+
+
+async def test_a_soft_budget_stops_nobody(jobs: Jobs, budgets: Budgets, scripted: ScriptedProvider) -> None:
+    await budgets.set("key:ci", WindowKind.TOTAL, NanoUSD(1), BudgetPolicy.SOFT)
+    async with Headrace() as client, running_worker():
+        job = await client.enqueue(PATH, CHAT, api_key="ci")
+        (ending,) = await jobs.ended([job.id])
+    assert ending.job.state == JobState.SUCCEEDED
+    (view,) = await budgets.view()
+    assert (view.state.scope, view.state.settled) == ("key:ci", 3 * DEAR)
+
+
+async def test_a_spent_scope_closes_the_gate_of_its_own_queues_and_no_other(
+    jobs: Jobs, budgets: Budgets, redis: Redis, scripted: ScriptedProvider
+) -> None:
+    await budgets.set("model:dear", WindowKind.DAY, limit(MOST), BudgetPolicy.WAIT)
+    scripted.script(completion(completion_tokens=MOST))
+    async with running_worker():
+        await jobs.ended(await jobs.add(1, model="dear", body=BODY))
+        (waiting,) = await jobs.add(1, model="dear", body=BODY)
+        await jobs.until(waiting, lambda row: row["waiting_for"] == WaitReason.BUDGET)
+        assert list(await redis.hash(keys.GATES)) == ["route:dear|budget"]
+        (ending,) = await jobs.ended(await jobs.add(1, model="cheap", body=BODY))
+        assert ending.job.state == JobState.SUCCEEDED
+        untouched = await jobs.add(20, model="dear", body=BODY)
+        await jobs.ended(await jobs.add(1, model="cheap", body=BODY))
+        assert {(await jobs.row(job_id))["run"] for job_id in untouched} == {0}
+        await budgets.set("model:dear", WindowKind.DAY, limit(22 * MOST), BudgetPolicy.WAIT)
+        endings = await jobs.ended([waiting, *untouched])
+    assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+
+
+async def test_a_job_costs_no_more_than_it_may_in_all_its_calls(
+    jobs: Jobs, scripted: ScriptedProvider
+) -> None:
+    """An answer that nobody can read may have cost its worst case: there is no second one."""
+    scripted.script(completion(completion_tokens=MOST))
+    async with Headrace() as client, running_worker():
+        enough = await client.enqueue(PATH, CHAT, max_cost="0.0002")
+        little = await client.enqueue(PATH, CHAT, max_cost="0.000199999")
+        endings = await jobs.ended([enough.id, little.id])
+    assert [ending.job.state for ending in endings] == [JobState.SUCCEEDED, JobState.FAILED]
+    assert endings[0].bill.cost == limit(MOST)
+    assert endings[1].job.error_class == ErrorClass.BUDGET_EXHAUSTED
+    assert "what this job may cost lacks $0.000000001" in (endings[1].job.error or "")
+    assert len(scripted.requests) == 1
+
+
+async def test_a_call_in_suspense_counts_for_its_job(jobs: Jobs, provider: SimulatedProvider) -> None:
+    provider.behave(Behaviour(garbage=1))
+    await jobs.configure({**CONFIGURATION, "retries": {"initial": "1ms", "maximum": "1ms"}})
+    async with Headrace() as client, running_worker():
+        job = await client.enqueue(PATH, CHAT, max_cost="0.0005")
+        (ending,) = await jobs.ended([job.id])
+    assert ending.job.error_class == ErrorClass.BUDGET_EXHAUSTED
+    assert provider.books.total.requests == 2
+    assert ending.bill.suspense == limit(2 * MOST)
+
+
+async def test_max_cost_that_is_no_amount_is_refused(headrace: Headrace) -> None:
+    for wrong in ("much", "-1", "1e-10"):
+        with pytest.raises(InvalidInput, match="max_cost"):
+            await headrace.enqueue(PATH, {**CHAT, "model": "gpt-4o-mini"}, max_cost=wrong)
+
+
+async def test_a_batch_stops_at_what_it_may_cost(
+    jobs: Jobs, command: Command, scripted: ScriptedProvider, pool: Pool
+) -> None:
+    """Its requests may write 1,024 tokens each and write 100: the money of five, and not of six."""
+    await jobs.configure({"prices": {"openai/gpt-4o-mini": {"input": "0", "output": "10"}}})
+    scripted.script(completion(completion_tokens=100))
+    epoch = await pool.fetchval("SELECT epoch FROM headrace.money")
+    async with running_worker(concurrency=4):
+        done = await command.submit(40, "--max-cost", "0.0147", "--tag", "x", "--wait", "--json")
+        views = {view.state.scope: view for view in await Budgets(pool, jobs.dispatch.redis).view()}
+    assert done.code == 1
+    assert "could cost up to $0.4096" in done.err
+    assert (done.answer["succeeded"], done.answer["failed"]) == (5, 35)
+    assert done.answer["cost_nano_usd"] == limit(500)
+    assert views[f"batch:{done.answer['batch_id']}"].state.settled == limit(500)
+    assert (await jobs.spend())["tag:x", "total"] == (limit(500), 0)
+    assert len(scripted.requests) == 5
+    # The first hold puts counters in place; the budget of a new batch does not.
+    assert await pool.fetchval("SELECT epoch FROM headrace.money") <= epoch + 2
+
+
+async def test_a_budget_is_used_up_and_not_passed(
+    jobs: Jobs, budgets: Budgets, provider: SimulatedProvider
+) -> None:
+    """The money of 200 jobs, 600 jobs, 100 at a time; answers are of half to all that is held for them."""
+    await jobs.configure({**CONFIGURATION, "defaults": {"max_output_tokens": MOST}})
+    amount = limit(200 * 17)
+    await budgets.set("tenant:acme", WindowKind.TOTAL, amount, BudgetPolicy.WAIT)
+    provider.behave(Behaviour(output_tokens=MOST, latency=timedelta(milliseconds=20)))
+    async with running_worker(concurrency=100):
+        ids = await jobs.add(600, model="dear", tenant=ACME)
+        endings = await jobs.ended(ids, within=timedelta(seconds=90))
+    billed = provider.books.total.completion_tokens * DEAR
+    assert billed <= amount
+    assert billed >= 0.99 * amount
+    assert (await jobs.spend())["tenant:acme", "total"] == (billed, 0)
+    failed = [ending.job for ending in endings if ending.job.state == JobState.FAILED]
+    assert {job.error_class for job in failed} == {ErrorClass.BUDGET_EXHAUSTED}
+    assert len(failed) + provider.books.total.answered == 600
