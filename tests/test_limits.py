@@ -1,18 +1,23 @@
 """Limits of providers: what is let through, how they are learnt, and who waits where."""
 
-import itertools
+from collections.abc import Mapping
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
+from command_line import Command
 
+from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch import limits
 from headrace_shared.dispatch.connection import Redis, Script
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.dispatch.limits import AdmitRequest, Admitted, Report, Wait, limiter_of
+from headrace_shared.dispatch.limits import AdmitRequest, Admitted, Measure, Report, Wait, limiter_of
 from headrace_shared.ids import Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import JobState, Queue
-from headrace_shared.limits import Allowance, Ceiling, LimitKind, Told, exceeded_kind, read_told
+from headrace_shared.jsonvalue import is_table
+from headrace_shared.limits import Allowance, LimitKind, Told, exceeded_kind, read_told
 from headrace_shared.routes import Target
+from headrace_shared.store import configurations
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import MODEL, Jobs
@@ -36,8 +41,8 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-async def publish(redis: Redis, ceilings: dict[str, Ceiling], version: int = 1) -> None:
-    await limits.publish(redis, version, ceilings, {}, "openai")
+async def publish(redis: Redis, ceilings: Mapping[str, Mapping[str, int]], version: int = 1) -> None:
+    await limits.publish(redis, version, Configuration.from_document({"limits": ceilings}))
 
 
 def asks(count: int, target: Target = TARGET, *, tokens: int = 100) -> list[AdmitRequest]:
@@ -59,7 +64,7 @@ def admitted(verdicts: list[Admitted | Wait]) -> list[Admitted]:
 async def let_through(redis: Redis, clock: Clock, during: timedelta, *, ask: int = 50) -> int:
     """Ask for more than there is room for, ten times a second, and count what may go."""
     began, count = await server_time(redis), 0
-    while (now := await server_time(redis)) < began + during:
+    while await server_time(redis) < began + during:
         count += len(admitted(await admit(redis, ask)))
         await clock.advance(STEP)
     return count
@@ -71,10 +76,10 @@ async def server_time(redis: Redis) -> timedelta:
 
 @pytest.mark.conformance
 async def test_a_bucket_begins_empty_and_is_refilled_all_the_time(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=600)})
+    await publish(redis, {NAME: {"requests_per_minute": 600}})
     first = admitted(await admit(redis, 50))
     assert len(first) <= 12
-    gaps = [after.delay - before.delay for before, after in itertools.pairwise(first)]
+    gaps = [after.delay - before.delay for before, after in pairwise(first)]
     assert all(timedelta(milliseconds=99) <= gap <= timedelta(milliseconds=102) for gap in gaps)
     await clock.advance(10 * SECOND)
     # What was not used is not made up for: a provider may count by the second.
@@ -83,13 +88,13 @@ async def test_a_bucket_begins_empty_and_is_refilled_all_the_time(redis: Redis, 
 
 @pytest.mark.conformance
 async def test_nearly_all_of_a_limit_is_let_through_and_never_more(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=1200)})
+    await publish(redis, {NAME: {"requests_per_minute": 1200}})
     assert 0.97 * 600 <= await let_through(redis, clock, 30 * SECOND) <= 600 + 21
 
 
 @pytest.mark.conformance
 async def test_tokens_are_reserved_and_settled_both_ways(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(tokens_per_minute=60_000)})
+    await publish(redis, {NAME: {"tokens_per_minute": 60_000}})
     (one, *_) = admitted(await admit(redis, 1, tokens=50_000))
     assert one.tokens == 50_000
     assert 45 * SECOND < (await limits.view(redis, [NAME]))[0].standing.wait < 51 * SECOND
@@ -103,14 +108,14 @@ async def test_tokens_are_reserved_and_settled_both_ways(redis: Redis, clock: Cl
 
 @pytest.mark.conformance
 async def test_a_provider_s_limit_holds_over_all_of_its_models(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {"openai": Ceiling(requests_per_minute=600)})
+    await publish(redis, {"openai": {"requests_per_minute": 600}})
     both = [*admitted(await admit(redis, 30)), *admitted(await admit(redis, 30, OTHER))]
     assert len(both) <= 12
 
 
 @pytest.mark.conformance
 async def test_permits_are_limited_given_back_and_end_with_their_owner(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(concurrent=3)})
+    await publish(redis, {NAME: {"concurrent": 3}})
     requests = asks(5)
     decided = await limits.admit(redis, 1, requests)
     assert decided is not None
@@ -127,7 +132,7 @@ async def test_permits_are_limited_given_back_and_end_with_their_owner(redis: Re
 async def test_what_the_provider_says_is_its_limit_holds_below_the_ceiling(
     redis: Redis, clock: Clock
 ) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=600)})
+    await publish(redis, {NAME: {"requests_per_minute": 600}})
     await limits.report(redis, [Report(NAME, answered=1, told=Told(Allowance(300), Allowance(10**9)))])
     assert 0.97 * 50 <= await let_through(redis, clock, 10 * SECOND) <= 50 + 6
     await limits.report(redis, [Report(NAME, answered=1, told=Told(Allowance(6000)))])
@@ -138,7 +143,7 @@ async def test_what_the_provider_says_is_its_limit_holds_below_the_ceiling(
 async def test_what_is_left_is_spread_over_the_time_until_it_is_whole_again(
     redis: Redis, clock: Clock
 ) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=600)})
+    await publish(redis, {NAME: {"requests_per_minute": 600}})
     left = Told(Allowance(600, remaining=50, whole_in=20 * SECOND))
     await limits.report(redis, [Report(NAME, answered=1, told=left)])
     assert await let_through(redis, clock, 20 * SECOND) <= 50 + 12
@@ -147,13 +152,13 @@ async def test_what_is_left_is_spread_over_the_time_until_it_is_whole_again(
 
 @pytest.mark.conformance
 async def test_a_refusal_stops_everybody_and_then_slows_them_down(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=600)})
+    await publish(redis, {NAME: {"requests_per_minute": 600}})
     await limits.report(redis, [Report(NAME, refused={LimitKind.REQUESTS: 1}, wait=20 * SECOND)])
     (refused, *_) = await admit(redis, 1)
     assert isinstance(refused, Wait)
     assert 19 * SECOND < refused.delay < 21 * SECOND
     (view,) = await limits.view(redis, [NAME])
-    assert view.is_cut
+    assert [(one.what, one.limit, one.source) for one in view.measures] == [("requests", 600, "configured")]
     assert view.standing.cooling > 19 * SECOND
     assert view.standing.requests_per_minute is not None
     assert 560 < view.standing.requests_per_minute < 597
@@ -163,7 +168,7 @@ async def test_a_refusal_stops_everybody_and_then_slows_them_down(redis: Redis, 
 
 @pytest.mark.conformance
 async def test_refusals_of_calls_that_were_out_already_cut_nothing_more(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=600)})
+    await publish(redis, {NAME: {"requests_per_minute": 600}})
 
     async def in_force() -> int | None:
         return (await limits.view(redis, [NAME]))[0].standing.requests_per_minute
@@ -194,7 +199,7 @@ async def test_a_limit_that_nobody_knows_is_found_by_refusals_alone(redis: Redis
 async def test_a_claim_takes_no_more_jobs_of_a_model_than_may_go_and_others_overtake(
     redis: Redis, dispatch: Dispatch, clock: Clock
 ) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=60)})
+    await publish(redis, {NAME: {"requests_per_minute": 60}})
     limited = Queue(Lane("default"), RouteName(MODEL), Tenant("acme"))
     free = Queue(Lane("default"), RouteName("gpt-4o"), Tenant("acme"))
     for queue in (limited, free):
@@ -214,17 +219,17 @@ async def test_a_claim_takes_no_more_jobs_of_a_model_than_may_go_and_others_over
 
 @pytest.mark.conformance
 async def test_a_wiped_server_says_so_and_lets_nothing_burst(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=60)})
+    await publish(redis, {NAME: {"requests_per_minute": 60}})
     await admit(redis, 1)
     await redis.administer("FLUSHDB")
     assert await limits.admit(redis, 1, asks(1)) is None
-    await publish(redis, {NAME: Ceiling(requests_per_minute=60)})
+    await publish(redis, {NAME: {"requests_per_minute": 60}})
     assert len(admitted(await admit(redis, 50))) <= 2
 
 
 @pytest.mark.conformance
 async def test_limits_of_an_older_configuration_are_not_gone_by(redis: Redis, clock: Clock) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=60)}, version=2)
+    await publish(redis, {NAME: {"requests_per_minute": 60}}, version=2)
     await publish(redis, {}, version=1)
     assert await limits.admit(redis, 3, asks(1)) is None
     assert len(admitted(await admit(redis, 50))) <= 2
@@ -233,7 +238,7 @@ async def test_limits_of_an_older_configuration_are_not_gone_by(redis: Redis, cl
 @pytest.mark.conformance
 @pytest.mark.parametrize("value", ["inf", "nan", "9e15", "soon", "-1e15"])
 async def test_foreign_bytes_keep_no_call_for_ever(redis: Redis, clock: Clock, value: str) -> None:
-    await publish(redis, {NAME: Ceiling(requests_per_minute=600)})
+    await publish(redis, {NAME: {"requests_per_minute": 600}})
     write = script("return redis.call('HSET', 'headrace:limiter:' .. ARGV[1], ARGV[2], ARGV[3])")
     for field in ("requests.next", "cool", "claimed"):
         await redis.evaluate(write, (), [NAME, field, value])
@@ -297,7 +302,57 @@ async def test_no_more_calls_are_under_way_than_a_limit_allows(
     async with running_worker():
         await silent.arrived(2)
         (view,) = await limits.view(redis, ["openai"])
-        assert view.used.concurrent == len(silent.requests) == 2
+        assert view.measures == (Measure("concurrent", 2, "configured", 2, 2),)
+        assert len(silent.requests) == 2
         silent.open.set()
         endings = await jobs.ended(added)
     assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+
+
+@pytest.mark.usefixtures("environment")
+async def test_limits_are_set_shown_and_taken_away(command: Command, redis: Redis) -> None:
+    assert "No limit" in (await command("limits", "show")).out
+    name = "openai/org/model:1"
+    done = await command("limits", "set", name, "--requests", "600", "--concurrent", "3", "--json")
+    assert done.answer == {
+        "limiter": name,
+        "version": 1,
+        "requests_per_minute": 600,
+        "tokens_per_minute": None,
+        "concurrent": 3,
+    }
+    target = Target.parse(name)
+    assert len(admitted(await admit(redis, 9, target))) == 3
+    told = Told(Allowance(500), Allowance(9000))
+    await limits.report(redis, [Report(limiter_of(target), answered=1, tokens=90, told=told)])
+    (shown,) = (await command("limits", "show", "--json")).rows("limits")
+    assert shown["limiter"] == name
+    measures = {what: one for what, one in shown.items() if is_table(one)}
+    assert {what: (one["limit"], one["source"]) for what, one in measures.items()} == {
+        "requests": (500, "learned"),
+        "tokens": (9000, "learned"),
+        "concurrent": (3, "configured"),
+    }
+    assert measures["concurrent"]["used"] == 3
+    assert name in (await command("limits", "show")).out
+    away = await command("limits", "set", name, "--concurrent", "0", "--json")
+    assert (away.answer["requests_per_minute"], away.answer["concurrent"]) == (600, None)
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("openai",), "Nothing is set"),
+        (("nobody/gpt-4o", "--requests", "1"), "there is no provider 'nobody'"),
+        (("openai/", "--requests", "1"), "provider/model"),
+        (("openai", "--tokens", "-1"), "--tokens"),
+    ],
+)
+async def test_a_limit_of_nobody_or_of_nothing_is_refused_and_changes_nothing(
+    command: Command, pool: Pool, arguments: tuple[str, ...], problem: str
+) -> None:
+    refused = await command("limits", "set", *arguments)
+    assert refused.code == 2
+    assert problem in refused.err
+    assert (await configurations.current(pool)).version == 0

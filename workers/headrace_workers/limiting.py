@@ -169,14 +169,7 @@ class Limiter:
 
     async def _publish(self) -> None:
         now = self._configured.now
-        configuration = now.configuration
-        await limits.publish(
-            self._redis,
-            now.version,
-            configuration.ceilings(),
-            {name: configuration.resolve_route(name).targets for name in configuration.routes},
-            configuration.defaults.provider if configuration.defaults.any_model else None,
-        )
+        await limits.publish(self._redis, now.version, now.configuration)
         self._published = now.version, self._redis.run_id
 
     async def run(self) -> None:

@@ -1,13 +1,15 @@
 """The fleet's side of limits: one hash per limiter, changed by scripts only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import cast
 from urllib.parse import quote, unquote
 
+from headrace_shared.configuration import Configuration
+from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Argument, Redis, Script, milliseconds
-from headrace_shared.limits import Allowance, Ceiling, LimitKind, Told, limiter_name
+from headrace_shared.limits import Allowance, LimitKind, Told, limiter_name
 from headrace_shared.routes import Target
 
 _ADMIT = Script.load("admit", using=("limits",))
@@ -63,16 +65,27 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """One limit of a limiter, and what is used of it."""
+
+    what: str
+    """`requests` or `tokens` a minute, or `concurrent` calls."""
+    limit: int | None
+    source: str
+    """`configured`, `learned` where the provider says less, or `cut` where only refusals are known."""
+    in_force: int | None
+    """Less than the limit after refusals, and while others use it as well."""
+    used: int
+    """Of late."""
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """How a limiter stands, for people."""
 
     standing: Standing
-    learned: Ceiling
-    configured: Ceiling
-    used: Ceiling
-    """Of late, a minute; calls under way where their number is limited."""
-    is_cut: bool
-    """Whether less than the limit is used because calls were refused, or somebody else uses it as well."""
+    measures: tuple[Measure, ...]
+    """Of what is limited."""
 
 
 @dataclass(slots=True)
@@ -106,31 +119,17 @@ def display_name(limiter: str) -> str:
     return unquote(limiter)
 
 
-async def publish(
-    redis: Redis,
-    version: int,
-    ceilings: Mapping[str, Ceiling],
-    routes: Mapping[str, Sequence[Target]],
-    default_provider: str | None,
-) -> None:
-    """Put the limits of a configuration in force, unless those of a newer one are.
-
-    Args:
-        redis: the server.
-        version: of the configuration.
-        ceilings: by limiter.
-        routes: the targets of each route that is configured.
-        default_provider: where a model without a route goes; None for nowhere.
-
-    """
+async def publish(redis: Redis, version: int, configuration: Configuration) -> None:
+    """Put the limits of a configuration in force, unless those of a newer one are."""
     args: list[Argument] = [version]
-    for name, ceiling in ceilings.items():
+    for name, ceiling in configuration.ceilings().items():
         caps = (ceiling.requests_per_minute, ceiling.tokens_per_minute, ceiling.concurrent)
         args += (f"cap:{name}", " ".join("-" if cap is None else str(cap) for cap in caps))
-    for name, targets in routes.items():
-        args += (f"route:{quote(name, safe='')}", " ".join(limiter_of(target) for target in targets))
-    if default_provider is not None:
-        args += ("default", default_provider)
+    for name in configuration.routes:
+        targets = " ".join(limiter_of(target) for target in configuration.resolve_route(name).targets)
+        args += (f"route:{quote(name, safe='')}", targets)
+    if configuration.defaults.any_model:
+        args += ("default", configuration.defaults.provider)
     await redis.evaluate(_PUBLISH, (), args)
 
 
@@ -161,25 +160,43 @@ async def report(redis: Redis, reports: Sequence[Report]) -> list[Standing]:
     return [_standing(standing) for standing in reply]
 
 
+async def known(redis: Redis) -> list[str]:
+    """Return the limiters that calls went through; reads all keys, so not for every second."""
+    found, cursor = set[str](), b"0"
+    while True:
+        reply = await redis.administer("SCAN", cursor, "MATCH", f"{keys.LIMITER}*", "COUNT", 1000)
+        cursor, page = cast("tuple[bytes, list[bytes]]", reply)
+        found |= {key.decode(errors="replace").removeprefix(keys.LIMITER) for key in page}
+        if cursor == b"0":
+            return sorted(found)
+
+
 async def view(redis: Redis, limiters: Sequence[str]) -> list[View]:
     """Return how limiters stand."""
     reply = cast("list[list[int | bytes]]", await redis.evaluate(_VIEW, (), list(limiters)))
-    views: list[View] = []
-    for one in reply:
-        told_requests, told_tokens, cap_requests, cap_tokens, requests, tokens, under_way, is_cut = (
-            int(value) for value in one[6:]
-        )
-        standing = _standing(one[:6])
-        views.append(
-            View(
-                standing,
-                learned=Ceiling(_known(told_requests), _known(told_tokens)),
-                configured=Ceiling(_known(cap_requests), _known(cap_tokens), standing.concurrent),
-                used=Ceiling(requests, tokens, under_way),
-                is_cut=bool(is_cut),
-            )
-        )
-    return views
+    return [_view(one) for one in reply]
+
+
+def _view(one: Sequence[int | bytes]) -> View:
+    standing = _standing(one[:6])
+    told_requests, told_tokens, cap_requests, cap_tokens, requests, tokens, under_way = (
+        int(value) for value in one[6:]
+    )
+    per_minute = standing.requests_per_minute, standing.tokens_per_minute
+    measures = (
+        _measure("requests", _known(cap_requests), _known(told_requests), per_minute[0], requests),
+        _measure("tokens", _known(cap_tokens), _known(told_tokens), per_minute[1], tokens),
+        _measure("concurrent", standing.concurrent, None, standing.concurrent, under_way),
+    )
+    return View(standing, tuple(one for one in measures if one.in_force is not None))
+
+
+def _measure(
+    what: str, configured: int | None, learned: int | None, in_force: int | None, used: int
+) -> Measure:
+    if learned is not None and (configured is None or learned < configured):
+        return Measure(what, learned, "learned", in_force, used)
+    return Measure(what, configured, "cut" if configured is None else "configured", in_force, used)
 
 
 def _arguments(one: Report) -> list[Argument]:

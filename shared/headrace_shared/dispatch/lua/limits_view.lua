@@ -9,8 +9,7 @@ for _, name in ipairs(ARGV) do
     local l = limiter(name, now)
     local view = standing(l, now)
     for _, value in ipairs({l['requests.told'] or -1, l['tokens.told'] or -1, l.caps.requests or -1, l.caps.tokens or -1,
-                            fading(l, 'requests.seen', now), fading(l, 'tokens.seen', now), l.under_way or 0,
-                            rate(l, 'requests', now) < FULL * math.min(l.caps.requests or UNLIMITED, l['requests.told'] or UNLIMITED) / 60000 - 1e-9 and 1 or 0}) do
+                            fading(l, 'requests.seen', now), fading(l, 'tokens.seen', now), l.under_way or 0}) do
         view[#view + 1] = math.floor(value + 0.5)
     end
     reply[#reply + 1] = view
