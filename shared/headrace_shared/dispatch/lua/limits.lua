@@ -73,7 +73,9 @@ local function fading(l, field, now)
 end
 
 local function count_in(l, field, count, now)
-    put(l, field, fading(l, field, now) + count * 60000 / SEEN)
+    local before = fading(l, field, now)
+    if before < 1 then put(l, field .. '_since', now) end
+    put(l, field, before + count * 60000 / SEEN)
     put(l, field .. '_at', now)
 end
 

@@ -8,7 +8,7 @@
 --       provider said so; calls refused for requests, for tokens, the ms to wait (-1: not said), the ms
 --       since the first of these was sent; permits given back, and those that are kept; then so many ids
 -- Returns the standing of each limiter.
-local MOMENT = 2000 -- ms: what is left for less is over before anybody can go by it
+local MOMENT = 2000 -- ms in which little can be learnt: what happens in it is of one piece
 local now = now_ms()
 
 local function settle(l, tokens, reserved)
@@ -45,15 +45,26 @@ local function listen(l, kind, limit, left, whole_in, age)
     put(l, kind .. '.pace', math.min(pace, 1e15))
 end
 
--- A rate that was refused is cut, the more the sooner it happens again; calls that were on their way by
+-- A rate that was refused is cut, deeper where it happens again at once, and less where it had grown by then; calls that were on their way by
 -- then say nothing new, nor do those of a time in which the provider says itself how little is left. Where nothing was known, it is the rate at which calls were let go.
 local function cut(l, kind, wait, age)
+    local resumed = l.cool or 0
     put(l, 'cool', math.max(l.cool or 0, now + (wait >= 0 and wait or 1000)))
     if now - age <= (l[kind .. '.cut_at'] or 0) or (l[kind .. '.paced_till'] or 0) > now then return end
-    local again = now - (l[kind .. '.cut_at'] or 0) < RECOVERY / 2
+    local depth, since = l[kind .. '.depth'] or FIRST_CUT, now - math.max(l[kind .. '.cut_at'] or 0, resumed)
     local speed = rate(l, kind, now) * 60000
-    local top = speed < UNLIMITED and speed or math.max(fading(l, kind .. '.let', now), 1)
-    put(l, kind .. '.depth', again and math.min(DEEPEST_CUT, 1.6 * (l[kind .. '.depth'] or FIRST_CUT)) or FIRST_CUT)
+    local top = speed
+    if speed == UNLIMITED then
+        local counted = math.max(100, now - (l[kind .. '.let_since'] or 0))
+        top, depth = math.max(1, fading(l, kind .. '.let', now) / (1 - math.exp(-counted / SEEN))), DEEPEST_CUT
+    elseif since < MOMENT then
+        depth = math.min(DEEPEST_CUT, 1.6 * depth)
+    elseif since < RECOVERY / 2 then
+        depth = math.max(FIRST_CUT, 0.6 * depth)
+    else
+        depth = FIRST_CUT
+    end
+    put(l, kind .. '.depth', depth)
     put(l, kind .. '.cut', top)
     put(l, kind .. '.cut_at', now)
 end
