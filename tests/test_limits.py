@@ -11,18 +11,29 @@ from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch import limits
 from headrace_shared.dispatch.connection import Redis, Script
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.dispatch.limits import AdmitRequest, Admitted, Measure, Report, Wait, limiter_of
-from headrace_shared.ids import Lane, RouteName, Tenant, new_job_id
+from headrace_shared.dispatch.limits import (
+    AdmitRequest,
+    Admitted,
+    Measure,
+    Report,
+    Standing,
+    Wait,
+    limiter_of,
+)
+from headrace_shared.ids import Lane, RouteName, Tenant, WorkerId, new_job_id
 from headrace_shared.job import JobState, Queue
 from headrace_shared.jsonvalue import is_table
 from headrace_shared.limits import Allowance, LimitKind, Told, exceeded_kind, read_told
 from headrace_shared.routes import Target
-from headrace_shared.store import configurations
+from headrace_shared.store import configurations, feed
+from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import MODEL, Jobs
 from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_workers.configured import Configured
+from headrace_workers.limiting_alone import Alone
 from headrace_workers.testing import running_worker
 
 TARGET = Target("openai", MODEL)
@@ -356,3 +367,21 @@ async def test_a_limit_of_nobody_or_of_nothing_is_refused_and_changes_nothing(
     assert refused.code == 2
     assert problem in refused.err
     assert (await configurations.current(pool)).version == 0
+
+
+async def test_without_redis_each_worker_keeps_its_share_of_what_was_known(pool: Pool) -> None:
+    name = f"openai/{MODEL}"
+    document = {"limits": {name: {"requests_per_minute": 600, "concurrent": 4}}}
+    configured = Configured(pool, Versioned(1, Configuration.from_document(document)))
+    alone = Alone(configured, pool)
+    for worker in ("one", "two"):
+        await feed.register_worker(pool, WorkerId(worker), host="", slots=1, lanes=["default"], alive=MINUTE)
+    verdicts = [await alone.admit(one) for one in asks(5)]
+    # Two of four under way, and the second no sooner than a fifth of a second after the first.
+    assert [isinstance(one, Admitted) for one in verdicts] == [True, True, False, False, False]
+    first, second = admitted(verdicts)
+    assert second.delay - first.delay >= timedelta(milliseconds=150)
+    alone.settle(TARGET)
+    assert isinstance(await alone.admit(asks(1)[0]), Admitted)
+    alone.learn([Standing(NAME, timedelta(0), 6, None, 4, timedelta(0))])
+    assert isinstance(await alone.admit(asks(1)[0]), Wait)

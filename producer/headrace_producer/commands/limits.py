@@ -83,8 +83,9 @@ async def _show(console: Console) -> None:
         present = await configurations.current(connections.pool)
         await limits.publish(connections.redis, present.version, present.configuration)
         names = {*present.configuration.ceilings(), *await limits.known(connections.redis)}
-        views = await limits.view(connections.redis, sorted(names))
-    if not any(view.measures for view in views):
+        found = await limits.view(connections.redis, sorted(names))
+    views = [view for view in found if view.measures]
+    if not views:
         console.say("No limit is configured, and no provider has said one.")
     else:
         console.table(
