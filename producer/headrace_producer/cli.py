@@ -9,7 +9,7 @@ from typing import cast
 import asyncpg
 import typer
 
-from headrace_producer.commands import breakers, budgets, config, webhooks
+from headrace_producer.commands import breakers, budgets, config, limits, webhooks
 from headrace_producer.commands.dead_letters import failures, retry
 from headrace_producer.commands.doctor import doctor
 from headrace_producer.commands.jobs import cancel, result, status
@@ -87,6 +87,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     app.add_typer(queues, name="queues")
     app.add_typer(budgets.app, name="budgets")
     app.add_typer(config.app, name="config")
+    app.add_typer(limits.app, name="limits")
     app.add_typer(webhooks.app, name="webhooks")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     for entry in sorted(entry_points(group=COMMANDS)):

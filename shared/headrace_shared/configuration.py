@@ -31,6 +31,7 @@ from headrace_shared.configuration_fields import (
     Duration,
     Flag,
     Headers,
+    LimiterName,
     Name,
     PositiveDuration,
     Secret,
@@ -41,6 +42,7 @@ from headrace_shared.configuration_fields import (
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest
 from headrace_shared.ids import Lane, RouteName
 from headrace_shared.jsonvalue import is_table
+from headrace_shared.limits import Ceiling, limiter_name
 from headrace_shared.policy import (
     BreakerPolicy,
     RetryPolicy,
@@ -169,7 +171,8 @@ class Configuration(_Section):
     providers: Mapping[Name, ProviderSection] = {DEFAULT_PROVIDER: ProviderSection()}
     routes: Mapping[Text, RouteSection] = {}
     prices: Mapping[TargetName, PriceSection] = {}
-    limits: Mapping[TargetName, LimitSection] = {}
+    limits: Mapping[LimiterName, LimitSection] = {}
+    """Of a provider in all, or of one of its models: a call keeps both."""
     lanes: Mapping[Name, Count] = DEFAULT_LANES
     """The three default lanes always exist; a file changes their weights or adds others."""
     leases: Mapping[Name, PositiveDuration] = {}
@@ -241,6 +244,10 @@ class Configuration(_Section):
             self._resolved[model] = route
         return route
 
+    def ceilings(self) -> Mapping[str, Ceiling]:
+        """Return the limits by limiter, as the dispatch names it."""
+        return self._ceilings
+
     def lane_weights(self) -> Mapping[Lane, int]:
         return {Lane(name): weight for name, weight in self.lanes.items()}
 
@@ -283,6 +290,15 @@ class Configuration(_Section):
     @cached_property
     def _hash(self) -> int:
         return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
+    @cached_property
+    def _ceilings(self) -> Mapping[str, Ceiling]:
+        return {
+            limiter_name(name): Ceiling(
+                section.requests_per_minute, section.tokens_per_minute, section.concurrent
+            )
+            for name, section in self.limits.items()
+        }
 
     @cached_property
     def _resolved(self) -> dict[str, Route]:
@@ -344,7 +360,7 @@ def _check_providers(configuration: Configuration) -> None:
     _check_provider(configuration, configuration.defaults.provider, ("defaults", "provider"))
     for table, names in (("prices", configuration.prices), ("limits", configuration.limits)):
         for name in names:
-            _check_provider(configuration, Target.parse(name).provider, (table, name))
+            _check_provider(configuration, name.partition("/")[0], (table, name))
 
 
 def _check_routes(configuration: Configuration) -> None:

@@ -66,6 +66,10 @@ def _check_target(text: str) -> str:
     return text
 
 
+def _check_limiter(text: str) -> str:
+    return _check_target(text) if "/" in text else _check_name(text)
+
+
 def _check_base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
@@ -102,6 +106,7 @@ Count: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Flag: TypeAlias = Annotated[bool, Field(strict=True)]
 Text: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
 Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)]
+LimiterName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_limiter)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
 Headers: TypeAlias = Annotated[dict[str, str], AfterValidator(_check_headers)]

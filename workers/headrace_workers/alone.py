@@ -96,13 +96,16 @@ async def _kept(parts: Parts, worker: WorkerId, job: ClaimedJob, running: Runnin
         leases=parts.leases,
     )
     loop = asyncio.get_running_loop()
-    services = [loop.create_task(heartbeat.run()), loop.create_task(parts.breakers.run())]
+    services = [
+        loop.create_task(service) for service in (heartbeat.run(), parts.breakers.run(), parts.limiter.run())
+    ]
     watchdog = Watchdog(loop, lambda: job.lease, parts.telemetry.metrics.loop_stalled)
     try:
         with watchdog.watching():
             yield
     finally:
         await parts.finisher.drain()
+        await parts.limiter.drain()
         for service in services:
             service.cancel()
         await asyncio.gather(*services, return_exceptions=True)

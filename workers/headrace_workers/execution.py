@@ -1,6 +1,6 @@
 """The run of a job: one value through a visible list of named steps.
 
-    guard -> handle -> share -> route -> hold -> breaker -> journal -> lease -> call -> settle
+    guard -> handle -> share -> route -> hold -> admit -> breaker -> journal -> lease -> call -> settle
 
 Each step takes the run and returns it with what it found out. A step that ends the run
 sets its `outcome`, and the steps after it are passed by; `settle` is never passed by: it
@@ -36,6 +36,7 @@ from headrace_shared.prices import Price
 from headrace_shared.request import Endpoint, PreparedRequest
 from headrace_shared.routes import Target
 from headrace_workers.breaker import Permit
+from headrace_workers.limiting import Admission
 from headrace_workers.replies import Reply
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Run:
     price: Price | None = None
     request: PreparedRequest | None = None
     held: Held | None = None
+    admission: Admission | None = None
     permit: Permit | None = None
     journalled: bool = False
     """The call's intent may be in the store."""

@@ -19,6 +19,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient, Omit
 from pydantic import BaseModel, ValidationError
 
 from headrace_shared.jsonvalue import storable
+from headrace_shared.limits import read_told
 from headrace_shared.outcome import ErrorClass, Failure
 from headrace_shared.request import Endpoint
 from headrace_shared.routes import Provider
@@ -128,6 +129,7 @@ def _answered(latency: timedelta, endpoint: Endpoint, response: httpx2.Response)
         parsed.usage,
         parsed.finish,
         _failure_of(parsed),
+        read_told(response.headers),
     )
 
 
@@ -152,7 +154,7 @@ def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
     )
     request_id = response.headers.get("x-request-id")
     body = response.content[:_MAX_REFUSAL_BYTES]
-    return Refused(latency, failure, response.status_code, request_id, body)
+    return Refused(latency, failure, response.status_code, request_id, body, read_told(response.headers))
 
 
 def classify(status: int, code: str) -> ErrorClass:

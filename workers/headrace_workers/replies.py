@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from headrace_shared.limits import Told
 from headrace_shared.outcome import Failure
 from headrace_shared.usage import Usage
 
@@ -19,6 +20,7 @@ class Answered:
     finish: str
     failure: Failure | None = None
     """Why it is no success although it was billed: a content filter, a failed response."""
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Refused:
     status: int | None = None
     request_id: str | None = None
     body: bytes | None = None
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,12 @@ from headrace_workers.handlers.loading import Handlers, open_handlers
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
 from headrace_workers.leases import Leases
+from headrace_workers.limiting import Limiter
 from headrace_workers.probes import Probes
 from headrace_workers.reach import Reach, check_at_start
 from headrace_workers.reaper import Reaper
 from headrace_workers.running import Running
+from headrace_workers.steps.admit import Admit
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
 from headrace_workers.steps.downgrade import cheaper
@@ -67,6 +69,7 @@ class Parts:
     budgets: Budgets
     configured: Configured
     breakers: Breakers
+    limiter: Limiter
     clients: Clients
     finisher: Finisher
     telemetry: Telemetry
@@ -82,6 +85,7 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
         Share(parts.pool),
         Route(parts.configured, parts.breakers),
         Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured)),
+        Admit(parts.limiter),
         Breaker(parts.breakers),
         Journal(parts.pool, parts.budgets),
         Lease(parts.leases),
@@ -90,7 +94,8 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
 
 
 def execution_of(parts: Parts) -> Execution:
-    calls, settle = steps_of(parts), Settle(parts.finisher, parts.configured, parts.telemetry.metrics)
+    calls = steps_of(parts)
+    settle = Settle(parts.finisher, parts.configured, parts.telemetry.metrics, parts.limiter)
     handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
     return Execution((Guard(), handle, *calls), settle)
 
@@ -123,6 +128,7 @@ async def open_parts(
             budgets,
             configured,
             Breakers(dispatch, configured),
+            Limiter(redis, configured, pool),
             clients,
             Finisher(pool, dispatch, budgets, worker_id, running),
             telemetry,
@@ -235,6 +241,7 @@ async def _services(
             yield
     finally:
         await parts.finisher.drain()
+        await parts.limiter.drain()
         stop.set()
         await asyncio.wait(services[:1], timeout=settings.drain_seconds + 5)
         for service in services:
@@ -262,6 +269,7 @@ def _side_services(
     reaping = Leadership(parts.pool, worker.worker_id, "reaper", term=term, turn=reaper.turn, wake=_rest)
     return [
         ("breakers", parts.breakers.run()),
+        ("limits", parts.limiter.run()),
         *_metering(settings, parts),
         ("listener", feeder.listen()),
         ("feeder", feeding.run()),

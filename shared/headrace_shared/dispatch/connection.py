@@ -63,10 +63,10 @@ class Script:
     """A failure in the middle of it leaves counters that must be put in place from the ledger."""
 
     @classmethod
-    def load(cls, name: str, *, counts_money: bool = False) -> "Script":
-        text = "\n".join(
-            _LUA.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name)
-        )
+    def load(cls, name: str, *, using: tuple[str, ...] = (), counts_money: bool = False) -> "Script":
+        """Read a file and put the prelude, and what else it uses, before it."""
+        parts = ("prelude", *using, name)
+        text = "\n".join(_LUA.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in parts)
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         return cls(name, text, sha, counts_money)
 

@@ -23,7 +23,7 @@ WINDOW = 4000
 """Ids that a queue holds in Redis at most; a deeper one waits in Postgres."""
 
 _PUSH = Script.load("push")
-_CLAIM = Script.load("claim")
+_CLAIM = Script.load("claim", using=("limits",))
 _AFRESH = Script.load("afresh")
 _RENEW = Script.load("renew")
 _FINISH = Script.load("finish")

@@ -52,11 +52,20 @@ HUNGRY = "headrace:hungry"
 LANES = "headrace:lanes"
 """HASH: lane -> virtual time; `floor:<lane>` -> virtual time of its last served queue."""
 
+LIMITER = "headrace:limiter:"
+"""+ provider, or provider/model: HASH of numbers: when its next call may go, what was learned, was used."""
+
+LIMITS = "headrace:limits"
+"""HASH: `version` of the configuration that limits are of; `cap:<limiter>` and `route:<route>` out of it."""
+
 MONEY = "headrace:money"
 """HASH: the epoch, the server's run id, the format of it all, the open windows and the budgets."""
 
 PARKED = "headrace:parked"
 """SET of queue names that a closed gate keeps out of `active`."""
+
+PERMITS = "headrace:permits:"
+"""+ limiter: ZSET of calls under way by the millisecond their lease ends, where their number is limited."""
 
 PROBE = "headrace:probe"
 """STRING: written by who asks whether the server takes writes."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from headrace_shared.errors import InvalidConfiguration
+from headrace_shared.testing.limits import Enforcement
 
 
 class Fate(Enum):
@@ -54,6 +55,8 @@ class Behaviour:
     """Kept for each model: what is over it is answered 429. None is no limit."""
     tokens_per_minute: int | None = None
     """Likewise; a request counts its prompt and the most that it allows as output."""
+    enforcement: Enforcement = Enforcement.BUCKET
+    """How both are kept."""
     seed: int = 0
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", ser_json_timedelta="float")

@@ -9,6 +9,7 @@ import typer
 
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.testing.behaviour import Behaviour
+from headrace_shared.testing.limits import Enforcement
 
 
 def simulate_provider(
@@ -35,6 +36,7 @@ def simulate_provider(
         int | None, typer.Option(min=1, help="Requests per minute allowed for each model.")
     ] = None,
     tpm: Annotated[int | None, typer.Option(min=1, help="Tokens per minute allowed for each model.")] = None,
+    enforcement: Annotated[Enforcement, typer.Option(help="How these are kept.")] = Enforcement.BUCKET,
     seed: Annotated[int, typer.Option(help="The same seed gives the same failures.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as a JSON line.")] = False,
@@ -52,6 +54,7 @@ def simulate_provider(
             output_tokens=output_tokens,
             requests_per_minute=rpm,
             tokens_per_minute=tpm,
+            enforcement=enforcement,
             seed=seed,
         )
     except InvalidConfiguration as error:

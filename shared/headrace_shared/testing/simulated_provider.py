@@ -74,7 +74,9 @@ class SimulatedProvider:
         """Behave so from the next request on; the seeded sequence of failures starts again."""
         self._behaviour = behaviour
         self._fates = Fates(behaviour)
-        self._limits = RateLimits(behaviour.requests_per_minute, behaviour.tokens_per_minute)
+        self._limits = RateLimits(
+            behaviour.requests_per_minute, behaviour.tokens_per_minute, behaviour.enforcement
+        )
 
     def reset(self) -> None:
         """Empty the books, and start the seeded sequence of failures again."""

@@ -26,6 +26,7 @@ from headrace_shared.usage import Usage
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Run
 from headrace_workers.finisher import REJECTED, Finish, Finisher
+from headrace_workers.limiting import Limiter
 from headrace_workers.replies import Answered, Refused, Unknown
 from headrace_workers.retrying import decide
 from headrace_workers.telemetry import Metrics
@@ -36,13 +37,18 @@ _occasionally = Occasional(logging.getLogger(__name__))
 
 
 class Settle:
-    def __init__(self, finisher: Finisher, configured: Configured, metrics: Metrics) -> None:
+    def __init__(
+        self, finisher: Finisher, configured: Configured, metrics: Metrics, limiter: Limiter
+    ) -> None:
         self._finisher = finisher
+        self._limiter = limiter
         self._configured = configured
         self._metrics = metrics
 
     async def __call__(self, run: Run) -> Again | Outcome:
         """Return how the run goes on, or how it ended."""
+        if run.admission is not None:
+            self._limiter.settle(run.admission, run.reply)
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
         goes_on = self._goes_on(run, outcome)

@@ -123,11 +123,14 @@ while slots > 0 do
         if gates.closed then
             park(queue, lane, gates.closed)
         else
-            local want = gates.probe and 1 or math.min(quantum, slots)
-            local ids = redis.pcall('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
+            local want, wait = permits(route_of(queue), now)
+            want = math.min(gates.probe and 1 or quantum, slots, want)
+            local ids = want < 1 and {} or redis.pcall('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
             if ids.err then
                 -- Somebody else's key under our name: nothing in it can be claimed.
                 redis.call('ZREM', ACTIVE .. lane, queue)
+            elseif want < 1 then
+                park(queue, lane, now + wait)
             elseif #ids == 0 then
                 rest(queue, lane)
             else
@@ -137,6 +140,7 @@ while slots > 0 do
                     leases[#leases + 1] = id
                 end
                 redis.call('ZADD', Q .. queue, unpack(leases))
+                charge(route_of(queue), #ids, now)
                 if not index[queue] then
                     result[#result + 1] = {queue}
                     index[queue] = #result
@@ -161,6 +165,8 @@ while slots > 0 do
         end
     end
 end
+
+store_limiters()
 
 -- What is left is for the next worker: it is woken by this one, so that an enqueue of a
 -- thousand jobs rings once and not a thousand times.

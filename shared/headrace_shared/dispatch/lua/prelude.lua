@@ -3,6 +3,7 @@ local Q, ACTIVE, BELL = 'headrace:queue:', 'headrace:active:', 'headrace:bell:'
 local WAITING, LANES, PARKED, GATES = 'headrace:waiting', 'headrace:lanes', 'headrace:parked', 'headrace:gates'
 local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
 local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
+local LIMITS, LIMITER, PERMITS = 'headrace:limits', 'headrace:limiter:', 'headrace:permits:'
 local MONEY, SPENT, HOLDS, HOLD_LEASES = 'headrace:money', 'headrace:spent', 'headrace:holds', 'headrace:hold-leases'
 
 -- Numbers as scripts write them; nil for what somebody else left here.
