@@ -19,6 +19,8 @@ from headrace_shared.job import ClaimedJob
 from headrace_shared.settings import Settings
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open_pool
+from headrace_workers.alerts import INTERVAL as ALERTS_INTERVAL
+from headrace_workers.alerts import BudgetAlerts, Refusals
 from headrace_workers.breaker import Breakers
 from headrace_workers.claiming import Claiming
 from headrace_workers.clients import Clients
@@ -31,6 +33,7 @@ from headrace_workers.handlers.loading import Handlers, open_handlers
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
 from headrace_workers.leases import Leases
+from headrace_workers.lengths import Lengths
 from headrace_workers.probes import Probes
 from headrace_workers.reach import Reach, check_at_start
 from headrace_workers.reaper import Reaper
@@ -71,13 +74,14 @@ class Parts:
     """The jobs that this worker has claimed and not yet ended."""
     leases: Leases
     handlers: Handlers
+    lengths: Lengths
 
 
 def steps_of(parts: Parts) -> tuple[Step, ...]:
     """The road of a call. `Settle` follows the last of them, whatever they came to."""
     return (
         Route(parts.configured, parts.breakers),
-        Hold(parts.budgets, parts.dispatch),
+        Hold(parts.budgets, parts.dispatch, Refusals(parts.pool)),
         Breaker(parts.breakers),
         Journal(parts.pool, parts.budgets),
         Lease(parts.leases),
@@ -86,7 +90,8 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
 
 
 def execution_of(parts: Parts) -> Execution:
-    calls, settle = steps_of(parts), Settle(parts.finisher, parts.configured, parts.telemetry.metrics)
+    calls = steps_of(parts)
+    settle = Settle(parts.finisher, parts.configured, parts.telemetry.metrics, parts.lengths)
     handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
     return Execution((Guard(), handle, *calls), settle)
 
@@ -125,6 +130,7 @@ async def open_parts(
             running,
             Leases(),
             handlers,
+            Lengths(pool),
         )
 
 
@@ -256,11 +262,23 @@ def _side_services(
         parts.pool, worker.worker_id, "feeder", term=term, turn=feeder.turn, wake=feeder.wake
     )
     reaping = Leadership(parts.pool, worker.worker_id, "reaper", term=term, turn=reaper.turn, wake=_rest)
+    budget_alerts = BudgetAlerts(parts.pool, parts.configured, parts.telemetry.metrics)
+    alerting = Leadership(
+        parts.pool,
+        worker.worker_id,
+        "alerts",
+        term=max(term, 3 * ALERTS_INTERVAL),
+        turn=budget_alerts.turn,
+        wake=_rest,
+        campaign=ALERTS_INTERVAL,
+    )
     return [
+        ("alerts", alerting.run()),
         ("breakers", parts.breakers.run()),
         *_metering(settings, parts),
         ("listener", feeder.listen()),
         ("feeder", feeding.run()),
+        ("lengths", parts.lengths.run()),
         ("reaper", reaping.run()),
     ]
 

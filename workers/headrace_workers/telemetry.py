@@ -248,6 +248,11 @@ class Metrics(Collector):
         self._budget(names.BUDGET_SUSPENSE, shown, lambda view: view.state.suspense)
         self._budget(names.BUDGET_HELD, shown, lambda view: view.held)
 
+    def budget_alert(self, scope: str, window: str, level: str) -> None:
+        """Count an alert; budgets of tenants are counted together unless tenants are told apart."""
+        kind, _, name = scope.partition(":")
+        self._count(names.BUDGET_ALERTS, 1, scope if self._tenants or not name else kind, window, level)
+
     async def watch_event_loop(self) -> None:
         """Measure for ever how late the event loop is."""
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ import typer
 
 from headrace_producer.checking import check_tenant
 from headrace_producer.commands.options import AsJson
+from headrace_producer.commands.prospects import HOW, look_ahead
 from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
 from headrace_shared.budgets import Budgets, BudgetView, scopes_of
@@ -19,6 +20,13 @@ app = typer.Typer(help="Hard limits of what may be spent.", rich_markup_mode=Non
 
 Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="global, or tenant:NAME.")]
 Window = Annotated[WindowKind, typer.Option(help="In all, or each day or month (UTC).")]
+
+
+@app.callback(invoke_without_command=True)
+def budgets(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Show every budget; hard limits of what may be spent are set and removed by its commands."""
+    if context.invoked_subcommand is None:
+        show(as_json=as_json)
 
 
 @app.command("set")
@@ -79,17 +87,29 @@ def _what_does_not_fit(window: WindowKind, policy: BudgetPolicy) -> str:
 async def _show(console: Console) -> None:
     async with open_connections(load_settings()) as connections:
         views = await Budgets(connections.pool, connections.redis).view()
+        prospects = await look_ahead(connections.pool, [view.state for view in views])
+    pairs = list(zip(views, prospects, strict=True))
     if not views:
         console.say("There are no budgets: nothing limits what is spent.")
     else:
+        amounts = ("limit", "settled", "held", "suspense", "remaining")
         console.table(
-            ("scope", "window", "policy", "limit", "settled", "held", "suspense", "remaining"),
+            ("scope", "window", "policy", *amounts, "window ends", "forecast"),
             [
-                (view.state.scope, view.state.window, view.state.policy, *map(format_usd, _amounts(view)))
-                for view in views
+                (
+                    view.state.scope,
+                    view.state.window,
+                    view.state.policy,
+                    *map(format_usd, _amounts(view)),
+                    prospect.end_in_words,
+                    prospect.in_words,
+                )
+                for view, prospect in pairs
             ],
         )
-    console.conclude({"budgets": [_as_json(view) for view in views]})
+        if any(prospect.forecast for prospect in prospects):
+            console.say(HOW)
+    console.conclude({"budgets": [_as_json(view) | prospect.as_json() for view, prospect in pairs]})
 
 
 async def _remove(console: Console, scope: str, window: WindowKind) -> None:

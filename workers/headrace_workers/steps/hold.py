@@ -17,6 +17,7 @@ from headrace_shared.prices import Price
 from headrace_shared.request import PreparedRequest
 from headrace_shared.store.money import BudgetPolicy, Refused
 from headrace_shared.store.pool import UNREACHABLE
+from headrace_workers.alerts import Refusals
 from headrace_workers.execution import Run
 
 PAUSE = timedelta(milliseconds=500)
@@ -27,8 +28,9 @@ SERVER_PAUSE = timedelta(seconds=2)
 
 
 class Hold:
-    def __init__(self, budgets: Budgets, dispatch: Dispatch) -> None:
+    def __init__(self, budgets: Budgets, dispatch: Dispatch, refusals: Refusals | None = None) -> None:
         self._budgets = budgets
+        self._refusals = refusals
         self._dispatch = dispatch
         self._holds = Batcher[HoldRequest, Held | Refused](self._hold, max_size=1000)
 
@@ -61,6 +63,8 @@ class Hold:
         if refused.missing <= refused.held_by_others:
             await self._close_gate(refused, PAUSE)
             return run.ended(Snoozed(PAUSE, WaitReason.BUDGET))
+        if self._refusals is not None:
+            await self._refusals.note(refused)
         if refused.policy is BudgetPolicy.WAIT and refused.ends_in is not None and amount <= refused.limit:
             # Where some room is left a smaller job may still go.
             if refused.missing >= amount:
