@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench recovery pins local
+.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-quote recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -49,6 +49,9 @@ chaos-long: .venv/.installed ## the same for half an hour, over a fixed list of 
 
 bench: .venv/.installed ## what a job costs, beside the bare provider call
 	$(BIN)/python benchmarks $(ARGS)
+
+bench-quote: .venv/.installed ## how long 50,000 rows are quoted for
+	$(BIN)/python benchmarks --only quote $(ARGS)
 
 recovery: .venv/.installed ## how long it takes, and what it costs, to recover from crashes
 	$(BIN)/python benchmarks --only recovery $(ARGS)

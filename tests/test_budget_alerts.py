@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 from command_line import Command
@@ -304,16 +305,13 @@ async def test_a_worker_tells_the_configured_receiver_with_a_signature_of_its_ow
     assert (event["data"]["scope"], event["data"]["threshold_percent"]) == ("global", 50)
     assert event["data"]["settled_nano_usd"] == ending.bill.cost
     (row,) = (await command("budgets", "--json")).rows("budgets")
-    assert [(one["level"], one["delivery"]) for one in _listed(row["alerts"])] == [("50", "delivered")]
+    assert [(one["level"], one["delivery"]) for one in cast("list[dict[str, object]]", row["alerts"])] == [
+        ("50", "delivered")
+    ]
 
 
 async def _states(pool: Pool) -> list[str]:
     return [row["state"] for row in await pool.fetch("SELECT state FROM headrace.deliveries")]
-
-
-def _listed(value: object) -> list[dict[str, object]]:
-    assert isinstance(value, list)
-    return value
 
 
 async def test_a_call_that_a_worker_cannot_make_is_noted(

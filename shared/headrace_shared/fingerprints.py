@@ -1,8 +1,9 @@
 """What requests of one template have in common, found in the requests themselves.
 
-Two fingerprints of a request, the closer one first: with how its first message of a user begins, and
-without. Both hold its settings (everything but what is asked, names, and ends in themselves) and what the
-system or a developer says. They are digests: no word of a prompt is in them.
+A request has several fingerprints, the closest first: with ever less of how its first message of a user
+begins, and at last without it, because nobody says where the fixed part of a prompt ends. All of them hold
+its settings (everything but what is asked, and names) and what the system or a developer says. They are
+digests: no word of a prompt is in them.
 """
 
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from hashlib import blake2b
 from headrace_shared.jsonvalue import Json, JsonObject, canonical_json
 from headrace_shared.request_bounds import Endpoint
 
-OPENING = 24
-"""Characters of the first message: enough to tell prompts apart, and within the fixed part of most."""
+OPENINGS = (8, 16, 32, 64)
+"""Characters of the first message that make a fingerprint each."""
 
 _INCIDENTAL = frozenset(
     (
@@ -30,18 +31,22 @@ def fingerprints(endpoint: Endpoint, document: JsonObject) -> tuple[str, ...]:
         return ()
     settings: Json = {name: value for name, value in document.items() if name not in _INCIDENTAL}
     parts: list[Json] = [str(endpoint), settings]
-    opening: str | None = None
+    opening = ""
     for role, text in _texts(document):
         if role in _INSTRUCTING:
             parts.append(text)
-        elif opening is None:
-            opening = text[:OPENING]
-    wide = blake2b(canonical_json(parts), digest_size=12)
-    if opening is None:
-        return (wide.hexdigest(),)
-    close = wide.copy()
-    close.update(b"\n" + opening.encode("utf-8", "replace"))
-    return close.hexdigest(), wide.hexdigest()
+        elif not opening:
+            opening = text
+    digest = blake2b(canonical_json(parts), digest_size=12)
+    found = [digest.hexdigest()]
+    taken = 0
+    for length in OPENINGS if opening else ():
+        digest.update(b"\n" + opening[taken:length].encode("utf-8", "replace"))
+        found.append(digest.hexdigest())
+        taken = length
+        if length >= len(opening):
+            break
+    return tuple(reversed(found))
 
 
 def _texts(document: JsonObject) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,17 @@ class SketchKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """What lengths are like."""
+
+    mean: float
+    variance: float
+    skewness: float
+    kurtosis: float
+    """3 for a normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sketch:
     """Sums over answered calls; they fade, and so need not be whole."""
 
@@ -33,19 +44,20 @@ class Sketch:
     lengths: tuple[float, ...]
     """How many answers had a length of each bucket."""
 
-    def moments(self, cap: int) -> tuple[float, float]:
-        """Return mean and variance of the lengths, none of them longer than `cap`."""
-        total = mean = squares = 0.0
-        for bucket, count in enumerate(self.lengths):
-            if count:
-                length = min(middle_of(bucket), cap)
-                total += count
-                mean += count * length
-                squares += count * length * length
+    def moments(self, cap: int) -> Moments:
+        """Return the moments of the lengths, none of them longer than `cap`."""
+        counted = [(min(middle_of(bucket), cap), count) for bucket, count in enumerate(self.lengths) if count]
+        total = sum(count for _, count in counted)
         if not total:
-            return float(cap), 0.0
-        mean /= total
-        return mean, max(0.0, squares / total - mean * mean) * total / max(total - 1, 1)
+            return Moments(float(cap), 0.0, 0.0, 0.0)
+        mean = sum(count * length for length, count in counted) / total
+        second, third, fourth = (
+            sum(count * (length - mean) ** power for length, count in counted) / total for power in (2, 3, 4)
+        )
+        if not second:
+            return Moments(mean, 0.0, 0.0, 0.0)
+        variance = second * total / max(total - 1, 1)
+        return Moments(mean, variance, third / second**1.5, fourth / second**2)
 
 
 @dataclass(slots=True)
@@ -56,7 +68,8 @@ class Collected:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     body_bytes: int = 0
-    lengths: list[int] = field(default_factory=list[int])
+    lengths: dict[int, int] = field(default_factory=dict[int, int])
+    """Counts by bucket."""
 
     def add(self, usage: Usage, body_bytes: int) -> None:
         self.calls += 1
@@ -64,13 +77,11 @@ class Collected:
         self.cached_tokens += usage.cached_tokens
         self.body_bytes += body_bytes
         bucket = bucket_of(usage.completion_tokens)
-        self.lengths += [0] * (bucket + 1 - len(self.lengths))
-        self.lengths[bucket] += 1
+        self.lengths[bucket] = self.lengths.get(bucket, 0) + 1
 
     def sketch(self) -> Sketch:
-        return Sketch(
-            self.calls, self.prompt_tokens, self.cached_tokens, self.body_bytes, tuple(self.lengths)
-        )
+        counts = tuple(self.lengths.get(bucket, 0) for bucket in range(max(self.lengths, default=-1) + 1))
+        return Sketch(self.calls, self.prompt_tokens, self.cached_tokens, self.body_bytes, counts)
 
 
 def bucket_of(tokens: int) -> int:

@@ -26,7 +26,7 @@ _occasionally = Occasional(logging.getLogger(__name__))
 INTERVAL = timedelta(seconds=15)
 """Between two writings."""
 
-BYTES_PER_SECOND = 500_000
+BYTES_PER_SECOND = 200_000
 """Of bodies that are read; about one per cent of a processor. A call counts 1,000 beside its body."""
 
 _CALL_BYTES = 1_000
@@ -59,7 +59,12 @@ class Lengths:
         self._left -= len(body) + _CALL_BYTES
         for template in ("", *_fingerprints(endpoint, body)):
             key = SketchKey(target.provider, target.model, template)
-            self._noted.setdefault(key, Collected()).add(usage, len(body))
+            collected = self._noted.get(key)
+            if collected is None:
+                if template and len(self._noted) >= _MOST_TEMPLATES:
+                    continue
+                collected = self._noted[key] = Collected()
+            collected.add(usage, len(body))
 
     async def run(self) -> None:
         """Write until cancelled, and then once more."""
@@ -75,7 +80,7 @@ class Lengths:
         ready = [key for key, noted in self._noted.items() if not key.template or noted.calls >= ENOUGH]
         # Taken out first: what is noted while they are written belongs to the next time.
         taken = {key: self._noted.pop(key).sketch() for key in ready}
-        if len(self._noted) > _MOST_TEMPLATES:
+        if len(self._noted) > _MOST_TEMPLATES // 2:
             self._noted.clear()
         if taken:
             await lengths.learn(self._database, taken)

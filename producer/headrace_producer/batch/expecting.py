@@ -3,20 +3,20 @@
 A request is looked up by its template (see `headrace_shared.fingerprints`), then by its template without the
 opening of its prompt, then by its model; with none of them known it counts at its worst case. The sum over
 a batch is taken to be lognormal, with the mean and the variance that follow from three things: each answer
-differs from the next; the mean is known from so many calls only; and requests that begin alike, but have
-never been seen, are alike in a way that nobody knows, so that they are not averaged out among each other.
+differs from the next; mean and variance are known from so many calls only; and requests that begin alike,
+but have never been seen, are alike in a way that nobody knows, and are not averaged out among each other.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 from headrace_shared.ids import RouteName
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.prices import TOKENS_PER_PRICE, Price
-from headrace_shared.sketches import Sketch, SketchKey
+from headrace_shared.sketches import Moments, Sketch, SketchKey
 from headrace_shared.usage import Usage
 
 KNOWN_CALLS = 20
@@ -76,6 +76,34 @@ class Group:
     most: int = 0
 
 
+@dataclass(slots=True)
+class _Spread:
+    """How far the cost of requests that are known by one sketch may be from its mean, in nano-USD."""
+
+    summed: float = 0.0
+    """Their standard deviations, added up: times the error of the sketch's mean."""
+    independent: float = 0.0
+    """The variance of requests that differ only by chance."""
+    together: defaultdict[SketchKey, float] = field(default_factory=lambda: defaultdict(float))
+    """Standard deviations that add up: of requests that are alike in a way that nobody knows."""
+    skewness: float = 0.0
+    kurtosis: float = 0.0
+
+    def add(self, requests: int, deviation: float, moments: Moments, unknown: SketchKey | None) -> None:
+        self.summed += requests * deviation
+        if unknown is None:
+            self.independent += requests * deviation**2
+        else:
+            # What is known of more than this template says nothing of its own mean.
+            self.together[unknown] += requests * deviation
+        self.skewness = max(self.skewness, moments.skewness)
+        self.kurtosis = max(self.kurtosis, moments.kurtosis)
+
+    def variance(self, calls: float) -> float:
+        together = sum(deviation**2 for deviation in self.together.values())
+        return self.independent + together + self.summed**2 / calls
+
+
 class Sums:
     """The cost of groups: its fixed part, and the mean and variance of what answers add to it."""
 
@@ -85,12 +113,9 @@ class Sums:
         self._most_read = self._most_written = self._most = 0
         self._read = self._written = 0.0
         self._fixed = 0
-        self._mean = self._independent = 0.0
-        # Standard deviations that add up: of requests that are alike in a way that nobody knows, and
-        # of requests whose mean is from one sketch.
-        self._together: defaultdict[SketchKey, float] = defaultdict(float)
-        self._learnt: defaultdict[SketchKey, float] = defaultdict(float)
-        self._moments: dict[tuple[SketchKey, int], tuple[float, float]] = {}
+        self._mean = 0.0
+        self._spreads: defaultdict[SketchKey, _Spread] = defaultdict(_Spread)
+        self._moments: dict[tuple[SketchKey, int], Moments] = {}
 
     def add(self, alike: Alike, group: Group, price: Price) -> None:
         self._requests += group.requests
@@ -112,17 +137,11 @@ class Sums:
     ) -> None:
         """Add a group by a sketch; `unknown` is the last place where it was looked for in vain."""
         read = self._prompt_tokens(group, price, key)
-        mean, variance = self._moments_of(key, alike.cap)
+        moments = self._moments_of(key, alike.cap)
         token = _per_token(price, read)
-        self._written += group.requests * mean
-        self._mean += group.requests * mean * token
-        deviation = math.sqrt(variance) * token
-        self._learnt[key] += group.requests * deviation
-        if unknown is None:
-            self._independent += group.requests * deviation**2
-        else:
-            # What is known of more than this template says nothing of its own mean.
-            self._together[unknown] += group.requests * deviation
+        self._written += group.requests * moments.mean
+        self._mean += group.requests * moments.mean * token
+        self._spreads[key].add(group.requests, math.sqrt(moments.variance) * token, moments, unknown)
         if key.template:
             self._by_template += group.requests
         else:
@@ -139,17 +158,14 @@ class Sums:
         self._fixed += group.requests * price.cost(Usage(each, int(each * cached), 0, 0))
         return each
 
-    def _moments_of(self, key: SketchKey, cap: int) -> tuple[float, float]:
+    def _moments_of(self, key: SketchKey, cap: int) -> Moments:
         found = self._moments.get((key, cap))
         if found is None:
             found = self._moments[key, cap] = self._known[key].moments(cap)
         return found
 
     def quote(self) -> Quote:
-        variance = self._independent
-        variance += sum(deviation**2 for deviation in self._together.values())
-        variance += sum(deviation**2 / self._known[key].calls for key, deviation in self._learnt.items())
-        p50, p90 = _quantiles(self._mean, variance)
+        p50, p90 = _quantiles(self._mean, self._variance())
         return Quote(
             requests=self._requests,
             most_input_tokens=self._most_read,
@@ -163,6 +179,22 @@ class Sums:
             known_by_template=self._by_template,
             known_by_model=self._by_model,
         )
+
+    def _variance(self) -> float:
+        found = [(spread, self._known[key].calls) for key, spread in self._spreads.items()]
+        parts = [(spread, spread.variance(calls), calls) for spread, calls in found]
+        variance = sum(part for _, part, _ in parts)
+        if not variance:
+            return 0.0
+        # Few calls that happen to be short have both too small a mean and too small a variance, so that a
+        # quantile is missed more often than it says: as if it were these times nearer.
+        deviation = math.sqrt(variance)
+        missed = sum(
+            _Z90 * spread.summed * spread.skewness * part / (deviation * calls)
+            + _Z90**2 * (part / deviation) ** 2 * max(0.0, spread.kurtosis - 1) / (4 * calls)
+            for spread, part, calls in parts
+        )
+        return variance + max(0.0, missed)
 
     def _whole(self, variable: float) -> NanoUSD:
         return NanoUSD(min(self._most, self._fixed + math.ceil(variable)))

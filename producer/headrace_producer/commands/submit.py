@@ -153,7 +153,7 @@ async def _quoted_here(console: Console, submission: Submission) -> Quote:
 def _quoted(quote: Quote) -> dict[str, object]:
     money = ("most", "expected", "p50", "p90")
     named = {f"{name}_nano_usd" if name in money else name: value for name, value in asdict(quote).items()}
-    return named | {"unknown": quote.unknown}
+    return {**named, "unknown": quote.unknown}
 
 
 def _say_quote(console: Console, submission: Submission, quote: Quote) -> None:
