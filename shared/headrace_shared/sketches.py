@@ -5,12 +5,15 @@ Lengths are counted in buckets that grow with the number, 32 to each doubling: a
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 
 from headrace_shared.usage import Usage
 
 _FINE = 32
 """Buckets to each doubling; lengths up to twice that have a bucket each."""
 _FINE_BITS = _FINE.bit_length() - 1
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,18 +49,26 @@ class Sketch:
 
     def moments(self, cap: int) -> Moments:
         """Return the moments of the lengths, none of them longer than `cap`."""
-        counted = [(min(middle_of(bucket), cap), count) for bucket, count in enumerate(self.lengths) if count]
-        total = sum(count for _, count in counted)
+        total = first = second = third = fourth = 0.0
+        for bucket, count in enumerate(self.lengths):
+            if count:
+                length = min(middle_of(bucket), cap)
+                total += count
+                first += (power := count * length)
+                second += (power := power * length)
+                third += (power := power * length)
+                fourth += power * length
         if not total:
             return Moments(float(cap), 0.0, 0.0, 0.0)
-        mean = sum(count * length for length, count in counted) / total
-        second, third, fourth = (
-            sum(count * (length - mean) ** power for length, count in counted) / total for power in (2, 3, 4)
-        )
-        if not second:
+        mean, second, third, fourth = first / total, second / total, third / total, fourth / total
+        central = second - mean**2
+        # Of one length that comes again and again nothing is left but the error of the subtraction.
+        if central <= _ROUNDING * second:
             return Moments(mean, 0.0, 0.0, 0.0)
-        variance = second * total / max(total - 1, 1)
-        return Moments(mean, variance, third / second**1.5, fourth / second**2)
+        skewed = third - 3 * mean * second + 2 * mean**3
+        peaked = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4
+        variance = central * total / max(total - 1, 1)
+        return Moments(mean, variance, skewed / central**1.5, peaked / central**2)
 
 
 @dataclass(slots=True)
@@ -94,6 +105,7 @@ def bucket_of(tokens: int) -> int:
     return coarse * _FINE + (tokens >> coarse)
 
 
+@cache
 def middle_of(bucket: int) -> float:
     """Return the length that stands for a bucket."""
     if bucket < 2 * _FINE:

@@ -16,7 +16,7 @@ from headrace_shared.sketches import Sketch, SketchKey
 Seen: TypeAlias = Callable[[Collection[SketchKey]], Awaitable[Mapping[SketchKey, Sketch]]]
 """Returns what is known of templates and models."""
 
-MOST_ASKED = 5_000
+MOST_ASKED = 1_000
 """Templates of one file that are looked up: those with the most requests."""
 
 
