@@ -131,7 +131,7 @@ class Population:
 
 
 @pytest.mark.parametrize(
-    ("rows", "history", "sigma"), [(500, 200, 0.6), (500, 2000, 0.8), (1000, 1000, 0.7), (20, 2000, 0.6)]
+    ("rows", "history", "sigma"), [(500, 100, 0.6), (500, 2000, 0.8), (1000, 1000, 0.7), (20, 2000, 0.6)]
 )
 async def test_nine_batches_in_ten_cost_less_than_p90_and_the_middle_is_close(
     rows: int, history: int, sigma: float
