@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-limits recovery pins local
+.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-limits bench-quote recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -55,6 +55,9 @@ bench-budgets: .venv/.installed ## whether budgets hold under load, kills and re
 
 bench-limits: .venv/.installed ## how much of a provider's limits a fleet uses, in real time
 	$(BIN)/python benchmarks/limits.py $(ARGS)
+
+bench-quote: .venv/.installed ## how long 50,000 rows are quoted for
+	$(BIN)/python benchmarks --only quote $(ARGS)
 
 recovery: .venv/.installed ## how long it takes, and what it costs, to recover from crashes
 	$(BIN)/python benchmarks --only recovery $(ARGS)

@@ -17,6 +17,7 @@ import many_workers
 import memory
 import one_worker
 import pickup
+import quoting
 import recovery
 import typer
 from figures import Figure, progress, table
@@ -30,9 +31,10 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "pickup": pickup.measure,
     "memory": memory.measure,
     "recovery": recovery.measure,
+    "quote": quoting.measure,
 }
-_ON_REQUEST = ("recovery",)
-"""Measured only when named: they last minutes."""
+_ON_REQUEST = ("recovery", "quote")
+"""Measured only when named: they last long, or run no jobs."""
 
 
 def main(

@@ -1,13 +1,15 @@
 """A file is quoted before it is run: the most its answers can cost, and what to expect."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from headrace_producer.batch.expecting import Quote
 from headrace_producer.batch.files import BatchFile
 from headrace_producer.batch.lines import OpenAILines
-from headrace_producer.batch.quote import Quote
+from headrace_producer.batch.quote import Seen, nothing_seen
 from headrace_producer.batch.submit import Submission, check_cost
 from headrace_producer.batch.survey import Survey, survey_file
 from headrace_producer.in_force import Snapshot
@@ -17,6 +19,7 @@ from headrace_shared.ids import Tenant
 from headrace_shared.money import NanoUSD
 from headrace_shared.prices import PriceBook
 from headrace_shared.request import Endpoint, prepare
+from headrace_shared.sketches import Sketch, SketchKey
 
 PRICES = {"input": "1", "output": "10"}
 
@@ -35,10 +38,21 @@ def write(path: Path, bodies: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-async def survey(path: Path, snapshot: Snapshot, bodies: list[dict[str, object]], sample: int = 0) -> Survey:
+async def survey(
+    path: Path,
+    snapshot: Snapshot,
+    bodies: list[dict[str, object]],
+    sample: int = 0,
+    seen: Seen = nothing_seen,
+) -> Survey:
     write(path, bodies)
     with BatchFile(path) as file:
-        return await survey_file(file, OpenAILines(), snapshot, sample=sample, seed=file.digest())
+        return await survey_file(file, OpenAILines(), snapshot, seen=seen, sample=sample, seed=file.digest())
+
+
+async def seen_before(keys: Collection[SketchKey]) -> dict[SketchKey, Sketch]:
+    """Every template and model of the file: answers of five tokens, prompts of a token for four bytes."""
+    return {key: Sketch(50, 50, 0, 200, (0, 0, 0, 0, 0, 50)) for key in keys}
 
 
 def body(content: str = "Hello", **more: object) -> dict[str, object]:
@@ -63,17 +77,18 @@ async def test_the_dearest_target_of_a_route_counts(tmp_path: Path) -> None:
     targets = [{"provider": "openai", "model": "cheap"}, {"provider": "openai", "model": "dear"}]
     prices = {"openai/cheap": PRICES, "openai/dear": {"input": "10", "output": "100"}}
     snapshot = configured(routes={"cheap": {"targets": targets}}, prices=prices)
-    alone = (await survey(tmp_path / "f", configured(), [body()])).quote
-    routed = (await survey(tmp_path / "f", snapshot, [body()])).quote
+    alone = (await survey(tmp_path / "f", configured(), [body()], seen=seen_before)).quote
+    routed = (await survey(tmp_path / "f", snapshot, [body()], seen=seen_before)).quote
     assert routed.most == 10 * alone.most
-    assert routed.expected == alone.expected
+    assert routed.expected == alone.expected > 5 * 10_000
+    assert routed.expected < alone.most
 
 
-async def test_what_is_expected_is_less_than_the_most(tmp_path: Path) -> None:
+async def test_what_was_never_seen_counts_at_its_worst_case(tmp_path: Path) -> None:
     quote = (await survey(tmp_path / "f", configured(), [body("word " * 100)] * 2)).quote
-    assert 0 < quote.expected < quote.most
-    assert quote.expected_input_tokens < quote.most_input_tokens
-    assert quote.expected_output_tokens == 2 * 25
+    assert quote.most == quote.expected == quote.p50 == quote.p90 > 0
+    assert quote.expected_input_tokens == quote.most_input_tokens
+    assert (quote.unknown, quote.known_by_template, quote.known_by_model) == (2, 0, 0)
 
 
 def submission(ceiling: int | None) -> Submission:

@@ -29,6 +29,7 @@ from headrace_shared.configuration_fields import (
     Count,
     Dollars,
     Duration,
+    EventURL,
     Flag,
     Headers,
     LimiterName,
@@ -144,6 +145,13 @@ class WebhookSection(_Section):
     )
 
 
+class AlertSection(_Section):
+    """Who is told how far budgets are used."""
+
+    url: EventURL | None = None
+    """Called like a webhook, under the same guard; None: nobody is called."""
+
+
 class DefaultSection(_Section):
     max_output_tokens: Count = 1024
     max_body_bytes: Count = 1_048_576
@@ -180,6 +188,7 @@ class Configuration(_Section):
     retries: RetrySection = RetrySection()
     breaker: BreakerSection = BreakerSection()
     webhooks: WebhookSection = WebhookSection()
+    alerts: AlertSection = AlertSection()
     defaults: DefaultSection = DefaultSection()
 
     @classmethod

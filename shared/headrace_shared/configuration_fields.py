@@ -3,16 +3,20 @@
 import re
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
+from ipaddress import ip_network
 from typing import Annotated, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
 
 from headrace_shared.durations import format_duration, parse_duration
+from headrace_shared.errors import InvalidWebhook
 from headrace_shared.money import MAX_AMOUNT, NANO_PER_USD
 from headrace_shared.routes import Target
 from headrace_shared.secrets import SecretReference
+from headrace_shared.webhooks import check_url
 
+_ANYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -86,6 +90,14 @@ def _check_base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _check_event_url(url: str) -> str:
+    # Which private networks may be reached is the environment's to say, whenever it is dialled.
+    try:
+        return check_url(url, allow_http=True, allowed_networks=_ANYWHERE)
+    except InvalidWebhook as error:
+        raise ValueError(error.reason) from None
+
+
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if re.search(r"auth|key|token|secret|cookie", name, re.IGNORECASE):
@@ -109,6 +121,7 @@ Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)
 LimiterName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_limiter)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
+EventURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_event_url)]
 Headers: TypeAlias = Annotated[dict[str, str], AfterValidator(_check_headers)]
 Secret: TypeAlias = Annotated[
     SecretReference, PlainValidator(_parse_secret), PlainSerializer(str, return_type=str)

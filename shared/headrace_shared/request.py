@@ -17,6 +17,7 @@ __all__ = [
     "CheckedRequest",
     "Endpoint",
     "PreparedRequest",
+    "check_document",
     "check_input",
     "check_request",
     "prepare",
@@ -69,7 +70,25 @@ def check_request(
 
     """
     known = _find_endpoint(endpoint)
-    encoded, document, digest = _read(known, body, max_body_bytes)
+    return _checked(known, *_read(known, body, max_body_bytes))
+
+
+def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) -> CheckedRequest:
+    """Check a request that was read from JSON before, as `check_request` would.
+
+    Raises:
+        InvalidRequest: names the field and what is wrong with it.
+        BodyTooLarge: more bytes than ``max_body_bytes``.
+
+    """
+    known = _find_endpoint(endpoint)
+    encoded = write_json(document)
+    if len(encoded) > max_body_bytes:
+        raise BodyTooLarge(size=len(encoded), limit=max_body_bytes)
+    return _checked(known, encoded, document, _digest(known, document))
+
+
+def _checked(known: Endpoint, encoded: bytes, document: JsonObject, digest: bytes) -> CheckedRequest:
     model = _check_model(document.get("model"))
     _check_delivery(document)
     _check_content(known, document)
@@ -100,13 +119,18 @@ def _read(
     if len(encoded) > max_body_bytes:
         raise BodyTooLarge(size=len(encoded), limit=max_body_bytes)
     document, repeats_keys = read_object(encoded)
-    canonical = canonical_json(document)
-    if b"\\u0000" in canonical:
-        refuse_nul(document)
+    digest = _digest(endpoint, document)
     if repeats_keys:
         # Readers disagree on which of two equal keys counts: what was checked is what must be sent.
         encoded = write_json(document)
-    return encoded, document, hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
+    return encoded, document, digest
+
+
+def _digest(endpoint: str, document: JsonObject) -> bytes:
+    canonical = canonical_json(document)
+    if b"\\u0000" in canonical:
+        refuse_nul(document)
+    return hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
 
 
 def prepare(

@@ -183,6 +183,7 @@ BUDGET_LIMIT = _gauge("budget_limit", "US dollars of the limit", "scope", "windo
 BUDGET_SETTLED = _gauge("budget_settled", "US dollars that are spent", "scope", "window", unit="{USD}")
 BUDGET_HELD = _gauge("budget_held", "US dollars held by open calls", "scope", "window", unit="{USD}")
 BUDGET_SUSPENSE = _gauge("budget_suspense", "US dollars in suspense", "scope", "window", unit="{USD}")
+BUDGET_ALERTS = _counter("budget_alerts", "Alerts about budgets", "scope", "window", "level")
 
 # Callbacks
 CALLBACKS = _counter("webhook_deliveries", "Attempts to deliver a callback", "outcome")

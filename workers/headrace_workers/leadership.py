@@ -23,10 +23,11 @@ class Leadership:
     Args:
         pool: where the role's row is.
         worker: who stands for it.
-        role: `feeder` or `reaper`.
+        role: `feeder`, `reaper` or `alerts`.
         term: how long the role is held without being renewed.
         turn: does the duty once and returns how long to wait before the next turn.
         wake: returns early when there is reason for a turn before that.
+        campaign: how often one that does not hold the role asks for it.
 
     """
 
@@ -39,6 +40,7 @@ class Leadership:
         term: timedelta,
         turn: Callable[[], Awaitable[timedelta]],
         wake: Callable[[timedelta], Awaitable[None]],
+        campaign: timedelta = _CAMPAIGN,
     ) -> None:
         self._pool = pool
         self._worker = worker
@@ -46,6 +48,7 @@ class Leadership:
         self._term = term
         self._turn = turn
         self._wake = wake
+        self._campaign = campaign.total_seconds()
         self._occasionally = Occasional(_logger)
 
     async def run(self) -> None:
@@ -56,7 +59,7 @@ class Leadership:
                     if await feed.lead(self._pool, self._role, self._worker, self._term):
                         await self._wake(await self._turn())
                     else:
-                        await asyncio.sleep(_CAMPAIGN.total_seconds())
+                        await asyncio.sleep(self._campaign)
                 except (DispatchUnavailable, *UNREACHABLE) as error:
                     self._occasionally.warning("%s waits: %s", self._role, error)
                     await asyncio.sleep(_CAMPAIGN.total_seconds())

@@ -20,6 +20,8 @@ from headrace_shared.job import ClaimedJob
 from headrace_shared.settings import Settings
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open_pool
+from headrace_workers.alerts import INTERVAL as ALERTS_INTERVAL
+from headrace_workers.alerts import BudgetAlerts, Refusals
 from headrace_workers.breaker import Breakers
 from headrace_workers.claiming import Claiming
 from headrace_workers.clients import Clients
@@ -32,6 +34,7 @@ from headrace_workers.handlers.loading import Handlers, open_handlers
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
 from headrace_workers.leases import Leases
+from headrace_workers.lengths import Lengths
 from headrace_workers.limiting import Limiter
 from headrace_workers.probes import Probes
 from headrace_workers.reach import Reach, check_at_start
@@ -77,6 +80,7 @@ class Parts:
     """The jobs that this worker has claimed and not yet ended."""
     leases: Leases
     handlers: Handlers
+    lengths: Lengths
 
 
 def steps_of(parts: Parts) -> tuple[Step, ...]:
@@ -84,7 +88,7 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
     return (
         Share(parts.pool),
         Route(parts.configured, parts.breakers),
-        Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured)),
+        Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured), Refusals(parts.pool)),
         Admit(parts.limiter),
         Breaker(parts.breakers),
         Journal(parts.pool, parts.budgets),
@@ -95,7 +99,9 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
 
 def execution_of(parts: Parts) -> Execution:
     calls = steps_of(parts)
-    settle = Settle(parts.finisher, parts.configured, parts.telemetry.metrics, parts.limiter)
+    settle = Settle(
+        parts.finisher, parts.configured, parts.telemetry.metrics, parts.limiter, parts.lengths
+    )
     handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
     return Execution((Guard(), handle, *calls), settle)
 
@@ -135,6 +141,7 @@ async def open_parts(
             running,
             Leases(),
             handlers,
+            Lengths(pool),
         )
 
 
@@ -267,12 +274,24 @@ def _side_services(
         parts.pool, worker.worker_id, "feeder", term=term, turn=feeder.turn, wake=feeder.wake
     )
     reaping = Leadership(parts.pool, worker.worker_id, "reaper", term=term, turn=reaper.turn, wake=_rest)
+    budget_alerts = BudgetAlerts(parts.pool, parts.configured, parts.telemetry.metrics)
+    alerting = Leadership(
+        parts.pool,
+        worker.worker_id,
+        "alerts",
+        term=max(term, 3 * ALERTS_INTERVAL),
+        turn=budget_alerts.turn,
+        wake=_rest,
+        campaign=ALERTS_INTERVAL,
+    )
     return [
+        ("alerts", alerting.run()),
         ("breakers", parts.breakers.run()),
         ("limits", parts.limiter.run()),
         *_metering(settings, parts),
         ("listener", feeder.listen()),
         ("feeder", feeding.run()),
+        ("lengths", parts.lengths.run()),
         ("reaper", reaping.run()),
     ]
 

@@ -257,6 +257,10 @@ class Metrics(Collector):
         )
         if self._on:
             self._sums.replace(names.PAUSED, {(scope,): n for scope, n in shown.most_common(MAX_SERIES)})
+    def budget_alert(self, scope: str, window: str, level: str) -> None:
+        """Count an alert; budgets of tenants are counted together unless tenants are told apart."""
+        kind, _, name = scope.partition(":")
+        self._count(names.BUDGET_ALERTS, 1, scope if self._tenants or not name else kind, window, level)
 
     async def watch_event_loop(self) -> None:
         """Measure for ever how late the event loop is."""

@@ -11,7 +11,7 @@ from headrace_producer.in_force import Snapshot
 from headrace_shared.errors import InvalidInput, InvalidRequest
 from headrace_shared.ids import RouteName
 from headrace_shared.jsonvalue import Json, JsonObject, read_object
-from headrace_shared.request import CheckedRequest, check_request
+from headrace_shared.request import CheckedRequest, check_document
 
 MAX_CUSTOM_ID_LENGTH = 512
 
@@ -164,7 +164,7 @@ def _openai_draft(line: JsonObject) -> Draft:
 
 def _check(line: int, draft: Draft, snapshot: Snapshot, most: int) -> BatchRequest:
     try:
-        checked = check_request(draft.url, draft.body, max_body_bytes=most)
+        checked = check_document(draft.url, draft.body, max_body_bytes=most)
         route = snapshot.priced_route(checked.model, checked.endpoint)
     except InvalidRequest as error:
         raise InvalidRequest(field=_place(error.field), reason=error.reason) from None

@@ -1,39 +1,28 @@
-"""What a file will cost: at most, and as far as one can tell."""
+"""What a file will cost: at most, and by what answers to its templates were like before."""
 
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
+from headrace_producer.batch.expecting import Alike, Group, Quote, Sums, keys_of
 from headrace_producer.batch.lines import BatchRequest
 from headrace_producer.in_force import Snapshot
+from headrace_shared.fingerprints import fingerprints
 from headrace_shared.ids import RouteName
-from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.prices import Price
 from headrace_shared.request_bounds import input_bound, output_bound
-from headrace_shared.usage import Usage
+from headrace_shared.sketches import Sketch, SketchKey
 
-BYTES_PER_TOKEN = 4
-"""Of a prompt, in the expected figure: the usual rule of thumb for English."""
+Seen: TypeAlias = Callable[[Collection[SketchKey]], Awaitable[Mapping[SketchKey, Sketch]]]
+"""Returns what is known of templates and models."""
 
-WRITTEN_SHARE = 4
-"""The expected answer is a quarter of the longest one allowed."""
+MOST_ASKED = 1_000
+"""Templates of one file that are looked up: those with the most requests."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """The tokens and the cost of requests, each answered once.
-
-    `most_*` cannot be exceeded by answers; `expected_*` is a rule of thumb. Calls whose
-    answer is lost on the way come on top: they are listed as suspense.
-    """
-
-    requests: int = 0
-    most_input_tokens: int = 0
-    most_output_tokens: int = 0
-    most: NanoUSD = ZERO
-    expected_input_tokens: int = 0
-    expected_output_tokens: int = 0
-    expected: NanoUSD = ZERO
-    dearest: NanoUSD = ZERO
-    """The most that one of the requests can cost by itself."""
+async def nothing_seen(_keys: Collection[SketchKey]) -> Mapping[SketchKey, Sketch]:
+    """Know nothing."""
+    return {}
 
 
 @dataclass(slots=True)
@@ -42,10 +31,7 @@ class Quoter:
 
     snapshot: Snapshot
     _prices: dict[RouteName, tuple[Price, ...]] = field(default_factory=dict[RouteName, tuple[Price, ...]])
-    _requests: int = 0
-    _dearest: NanoUSD = ZERO
-    _most: list[int] = field(default_factory=lambda: [0, 0, 0])
-    _expected: list[int] = field(default_factory=lambda: [0, 0, 0])
+    _groups: dict[Alike, Group] = field(default_factory=dict[Alike, Group])
 
     def add(self, request: BatchRequest) -> None:
         """Count a request at the dearest of its route's targets, and expect its first one."""
@@ -54,29 +40,31 @@ class Quoter:
         size = len(checked.body)
         read = input_bound(checked.endpoint, request.document, size)
         written = output_bound(checked.endpoint, request.document, default)
-        prices = self._prices_of(request.route)
-        self._requests += 1
-        worst = max(price.worst_case(read, written) for price in prices)
-        self._dearest = max(self._dearest, worst)
-        _add(self._most, read, written, worst)
-        read = min(read, -(-size // BYTES_PER_TOKEN))
-        written = -(-written // WRITTEN_SHARE)
-        cost = prices[0].cost(Usage(read, 0, written, 0))
-        _add(self._expected, read, written, cost)
+        templates = fingerprints(checked.endpoint, request.document)
+        alike = Alike(request.route, templates, written, size.bit_length())
+        group = self._groups.get(alike)
+        if group is None:
+            group = self._groups[alike] = Group()
+        group.requests += 1
+        group.body_bytes += size
+        group.most_input_tokens += read
+        worst = max(price.worst_case(read, written) for price in self._prices_of(request.route))
+        group.most += worst
+        group.dearest = max(group.dearest, worst)
 
-    def quote(self) -> Quote:
-        most_input, most_output, most = self._most
-        expected_input, expected_output, expected = self._expected
-        return Quote(
-            self._requests,
-            most_input,
-            most_output,
-            NanoUSD(most),
-            expected_input,
-            expected_output,
-            NanoUSD(expected),
-            self._dearest,
-        )
+    async def quote(self, seen: Seen = nothing_seen) -> Quote:
+        """Look up what is known of the requests that were added, and sum up."""
+        sums = Sums(await seen(self._keys()))
+        for alike, group in self._groups.items():
+            sums.add(alike, group, self._prices_of(alike.route)[0])
+        return sums.quote()
+
+    def _keys(self) -> list[SketchKey]:
+        counts: dict[SketchKey, int] = {}
+        for alike, group in self._groups.items():
+            for key in keys_of(alike, self._prices_of(alike.route)[0]):
+                counts[key] = counts.get(key, 0) + group.requests
+        return sorted(counts, key=lambda key: counts[key], reverse=True)[:MOST_ASKED]
 
     def _prices_of(self, route: RouteName) -> tuple[Price, ...]:
         found = self._prices.get(route)
@@ -84,9 +72,3 @@ class Quoter:
             targets = self.snapshot.configuration.resolve_route(route).targets
             found = self._prices[route] = tuple(self.snapshot.prices.price(target) for target in targets)
         return found
-
-
-def _add(sums: list[int], read: int, written: int, cost: int) -> None:
-    sums[0] += read
-    sums[1] += written
-    sums[2] += cost

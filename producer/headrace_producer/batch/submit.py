@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from headrace_producer.batch.expecting import Quote
 from headrace_producer.batch.files import BatchFile
 from headrace_producer.batch.following import Standing, follow, standing
 from headrace_producer.batch.lines import Format
 from headrace_producer.batch.progress import View, facts_of
-from headrace_producer.batch.quote import Quote
+from headrace_producer.batch.quote import Seen, nothing_seen
 from headrace_producer.batch.saving import Line, LineSaver, Purpose, read_chunks
 from headrace_producer.batch.survey import Survey, survey_file
 from headrace_producer.connections import Connections
@@ -22,7 +24,7 @@ from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailabl
 from headrace_shared.ids import BatchId, Tenant
 from headrace_shared.money import NanoUSD
 from headrace_shared.scopes import batch_scope
-from headrace_shared.store import batches
+from headrace_shared.store import batches, lengths
 from headrace_shared.store.money import BudgetPolicy, WindowKind, has_budget
 from headrace_shared.store.pool import UNREACHABLE
 from headrace_shared.webhooks import check_url
@@ -79,7 +81,7 @@ class Interrupted(Exception):
         self.complete = complete
 
 
-async def quote_file(submission: Submission, snapshot: Snapshot) -> Quote:
+async def quote_file(submission: Submission, snapshot: Snapshot, seen: Seen = nothing_seen) -> Quote:
     """Check a file and say what it would cost; nothing is enqueued.
 
     Raises:
@@ -87,7 +89,7 @@ async def quote_file(submission: Submission, snapshot: Snapshot) -> Quote:
 
     """
     with BatchFile(submission.path) as file:
-        return (await survey_file(file, submission.form, snapshot)).quote
+        return (await survey_file(file, submission.form, snapshot, seen=seen)).quote
 
 
 class Submitter:
@@ -158,7 +160,14 @@ class Submitter:
                 allowed_networks=settings.webhook_allowed_networks,
             )
         self._view.begin("Checking")
-        survey = await survey_file(file, submission.form, snapshot, sample=submission.sample, seed=digest)
+        survey = await survey_file(
+            file,
+            submission.form,
+            snapshot,
+            seen=partial(lengths.learnt, self._connections.pool),
+            sample=submission.sample,
+            seed=digest,
+        )
         check_cost(submission, survey.quote)
         return survey
 

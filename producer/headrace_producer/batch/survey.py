@@ -4,9 +4,10 @@ import asyncio
 import random
 from dataclasses import dataclass
 
+from headrace_producer.batch.expecting import Quote
 from headrace_producer.batch.files import BatchFile
 from headrace_producer.batch.lines import BadLine, Format, read_requests
-from headrace_producer.batch.quote import Quote, Quoter
+from headrace_producer.batch.quote import Quoter, Seen, nothing_seen
 from headrace_producer.in_force import Snapshot
 from headrace_shared.errors import InvalidBatchFile, InvalidInput
 
@@ -26,7 +27,13 @@ class Survey:
 
 
 async def survey_file(
-    file: BatchFile, form: Format, snapshot: Snapshot, *, sample: int = 0, seed: bytes = b""
+    file: BatchFile,
+    form: Format,
+    snapshot: Snapshot,
+    *,
+    seen: Seen = nothing_seen,
+    sample: int = 0,
+    seed: bytes = b"",
 ) -> Survey:
     """Check every line of a file and quote it.
 
@@ -48,7 +55,7 @@ async def survey_file(
             chosen.offer(found.line)
     if problems:
         raise InvalidBatchFile(path=str(file.path), problems=problems)
-    quote = quoter.quote()
+    quote = await quoter.quote(seen)
     if not quote.requests:
         raise InvalidInput(reason=f"{file.path} has no requests in it.")
     return Survey(quote, frozenset(chosen.lines))

@@ -6,6 +6,7 @@ from typing import Annotated, assert_never
 import typer
 
 from headrace_producer.commands.options import AsJson
+from headrace_producer.commands.prospects import HOW, look_ahead
 from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
 from headrace_shared.budgets import Budgets, BudgetView
@@ -22,6 +23,13 @@ Scope = Annotated[
     typer.Argument(metavar="SCOPE", help="global, tenant:NAME, key:NAME, model:NAME, batch:ID or tag:NAME."),
 ]
 Window = Annotated[WindowKind, typer.Option(help="In all, or each day, week or month.")]
+
+
+@app.callback(invoke_without_command=True)
+def budgets(context: typer.Context, *, as_json: AsJson = False) -> None:
+    """Show every budget; hard limits of what may be spent are set and removed by its commands."""
+    if context.invoked_subcommand is None:
+        show(as_json=as_json)
 
 
 @app.command("set")
@@ -116,17 +124,29 @@ def _in_words(zone: TimeZone) -> str:
 async def _show(console: Console) -> None:
     async with open_connections(load_settings()) as connections:
         views = await Budgets(connections.pool, connections.redis).view()
+        prospects = await look_ahead(connections.pool, [view.state for view in views])
+    pairs = list(zip(views, prospects, strict=True))
     if not views:
         console.say("There are no budgets: nothing limits what is spent.")
     else:
+        amounts = ("limit", "settled", "held", "suspense", "remaining")
         console.table(
-            ("scope", "window", "policy", "limit", "settled", "held", "suspense", "remaining"),
+            ("scope", "window", "policy", *amounts, "window ends", "forecast"),
             [
-                (view.state.scope, view.state.window, view.state.policy, *map(format_usd, _amounts(view)))
-                for view in views
+                (
+                    view.state.scope,
+                    view.state.window,
+                    view.state.policy,
+                    *map(format_usd, _amounts(view)),
+                    prospect.end_in_words,
+                    prospect.in_words,
+                )
+                for view, prospect in pairs
             ],
         )
-    console.conclude({"budgets": [_as_json(view) for view in views]})
+        if any(prospect.forecast for prospect in prospects):
+            console.say(HOW)
+    console.conclude({"budgets": [_as_json(view) | prospect.as_json() for view, prospect in pairs]})
 
 
 async def _remove(console: Console, scope: str, window: WindowKind) -> None:

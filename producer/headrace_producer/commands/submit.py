@@ -2,15 +2,16 @@
 
 import asyncio
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from headrace_producer.batch.expecting import Quote
 from headrace_producer.batch.lines import Format, OpenAILines
 from headrace_producer.batch.output import check_paths
 from headrace_producer.batch.progress import Progressing
-from headrace_producer.batch.quote import Quote
 from headrace_producer.batch.submit import (
     Interrupted,
     Submission,
@@ -41,6 +42,7 @@ from headrace_shared.money import NanoUSD, parse_usd
 from headrace_shared.prices import PriceBook
 from headrace_shared.scopes import check_tags
 from headrace_shared.settings import load_settings
+from headrace_shared.store import lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def _format(file: Path, template: str | None, model: str | None, id_field: str |
 
 
 async def _quote(console: Console, submission: Submission) -> None:
-    quote = await quote_file(submission, await _present_snapshot(console))
+    quote = await _quoted_here(console, submission)
     _say_quote(console, submission, quote)
     check_cost(submission, quote)
     console.conclude(
@@ -143,19 +145,21 @@ async def _quote(console: Console, submission: Submission) -> None:
     )
 
 
-async def _present_snapshot(console: Console) -> Snapshot:
+async def _quoted_here(console: Console, submission: Submission) -> Quote:
     try:
         async with open_connections(load_settings()) as connections:
-            return await read_snapshot(connections.pool)
+            snapshot = await read_snapshot(connections.pool)
+            return await quote_file(submission, snapshot, partial(lengths.learnt, connections.pool))
     except MissingSetting:
         console.note("No servers are named or running here: quoted by the built-in configuration.")
         configuration = Configuration.default()
-        return Snapshot(0, configuration, PriceBook(configuration))
+        return await quote_file(submission, Snapshot(0, configuration, PriceBook(configuration)))
 
 
 def _quoted(quote: Quote) -> dict[str, object]:
-    money = ("most", "expected", "dearest")
-    return {f"{name}_nano_usd" if name in money else name: value for name, value in asdict(quote).items()}
+    money = ("most", "expected", "p50", "p90", "dearest")
+    named = {f"{name}_nano_usd" if name in money else name: value for name, value in asdict(quote).items()}
+    return {**named, "unknown": quote.unknown}
 
 
 def _say_quote(console: Console, submission: Submission, quote: Quote) -> None:
@@ -168,6 +172,16 @@ def _say_quote(console: Console, submission: Submission, quote: Quote) -> None:
         f"  expected  {dollars(quote.expected):>12}   "
         f"{quote.expected_input_tokens:,} tokens in, {quote.expected_output_tokens:,} out"
     )
+    console.say(f"  P50       {dollars(quote.p50):>12}   half of all batches like this one cost less")
+    console.say(f"  P90       {dollars(quote.p90):>12}   nine in ten cost less")
+    console.say(f"  known by  {_knowledge(quote)}")
+
+
+def _knowledge(quote: Quote) -> str:
+    parts = [f"their template {quote.known_by_template:,}", f"their model {quote.known_by_model:,}"]
+    if quote.unknown:
+        parts.append(f"nothing {quote.unknown:,}, which count at their worst case")
+    return ", ".join(parts)
 
 
 async def _submit(console: Console, submission: Submission, targets: _Targets) -> int:

@@ -13,10 +13,11 @@ from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
 from headrace_producer.servers import nearest_webhook_secret
 from headrace_shared.errors import InvalidInput, JobNotFound, MissingSetting
-from headrace_shared.ids import JobId
+from headrace_shared.ids import JobId, Tenant
 from headrace_shared.policy import WebhookPolicy
 from headrace_shared.settings import load_settings
 from headrace_shared.store import configurations
+from headrace_shared.store.alerts import SIGNED_AS
 from headrace_shared.store.deliveries import Delivery, deliveries_of_job
 from headrace_shared.store.jobs import get_job
 from headrace_shared.webhooks import tenant_secret
@@ -25,9 +26,14 @@ app = typer.Typer(help="Callbacks: their secret, and what came of them.", rich_m
 
 
 @app.command()
-def secret(*, tenant: TenantName = "default", as_json: AsJson = False) -> None:
-    """Print the secret with which a tenant's receiver verifies callbacks."""
-    asyncio.run(_secret(Console(as_json), tenant))
+def secret(
+    *,
+    tenant: TenantName = "default",
+    alerts: Annotated[bool, typer.Option("--alerts", help="That of the receiver of alerts.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the secret with which a tenant's receiver, or that of alerts, verifies callbacks."""
+    asyncio.run(_secret(Console(as_json), SIGNED_AS if alerts else check_tenant(tenant)))
 
 
 @app.command()
@@ -38,8 +44,7 @@ def deliveries(
     asyncio.run(_deliveries(Console(as_json), job))
 
 
-async def _secret(console: Console, tenant: str) -> None:
-    name = check_tenant(tenant)
+async def _secret(console: Console, name: Tenant) -> None:
     async with open_connections(load_settings()) as connections:
         configuration = (await configurations.current(connections.pool)).configuration
     derived = tenant_secret(_master(configuration.webhook_policy()).encode(), name)

@@ -16,6 +16,7 @@ from headrace_shared.outcome import ErrorClass, Failed, Failure, Snoozed, WaitRe
 from headrace_shared.scopes import gate_dimension, scopes_of
 from headrace_shared.store.money import BudgetPolicy, Refused
 from headrace_shared.store.pool import UNREACHABLE
+from headrace_workers.alerts import Refusals
 from headrace_workers.execution import Run
 from headrace_workers.turns import Turns
 
@@ -30,8 +31,11 @@ Cheaper = Callable[[Run, NanoUSD], Iterator[tuple[Run, NanoUSD]]]
 
 
 class Hold:
-    def __init__(self, budgets: Budgets, dispatch: Dispatch, cheaper: Cheaper) -> None:
+    def __init__(
+        self, budgets: Budgets, dispatch: Dispatch, cheaper: Cheaper, refusals: Refusals | None = None
+    ) -> None:
         self._budgets = budgets
+        self._refusals = refusals
         self._dispatch = dispatch
         self._cheaper = cheaper
         self._turns = Turns(PAUSE)
@@ -87,6 +91,8 @@ class Hold:
         if refused.missing <= refused.held_by_others:
             await self._close_gate(refused, PAUSE)
             return run.ended(Snoozed(self._turns.take(refused.scope), WaitReason.BUDGET))
+        if self._refusals is not None:
+            await self._refusals.note(refused)
         waits = refused.policy in (BudgetPolicy.WAIT, BudgetPolicy.DOWNGRADE)
         if waits and refused.ends_in is not None and amount <= refused.limit:
             # Where some room is left a smaller job may still go.

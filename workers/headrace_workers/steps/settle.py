@@ -26,6 +26,7 @@ from headrace_shared.usage import Usage
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Run
 from headrace_workers.finisher import REJECTED, Finish, Finisher
+from headrace_workers.lengths import Lengths
 from headrace_workers.limiting import Limiter
 from headrace_workers.replies import Answered, Refused, Unknown
 from headrace_workers.retrying import decide
@@ -38,10 +39,16 @@ _occasionally = Occasional(logging.getLogger(__name__))
 
 class Settle:
     def __init__(
-        self, finisher: Finisher, configured: Configured, metrics: Metrics, limiter: Limiter
+        self,
+        finisher: Finisher,
+        configured: Configured,
+        metrics: Metrics,
+        limiter: Limiter,
+        lengths: Lengths | None = None,
     ) -> None:
         self._finisher = finisher
         self._limiter = limiter
+        self._lengths = lengths
         self._configured = configured
         self._metrics = metrics
 
@@ -101,6 +108,8 @@ class Settle:
             usage=usage,
             error_class=conclusion.error_class,
         )
+        if usage is not None and self._lengths is not None:
+            self._lengths.note(run.target, run.ask.endpoint, run.ask.body, usage)
         self._metrics.spent(run.target, run.job.queue.tenant, conclusion.cost, conclusion.suspense)
 
     def _outcome(self, run: Run) -> Outcome:
