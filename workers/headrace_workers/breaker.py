@@ -26,7 +26,7 @@ from headrace_shared.ids import HoldId, RouteName
 from headrace_shared.logs import Occasional
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.policy import BreakerPolicy
-from headrace_shared.routes import Target
+from headrace_shared.routes import Target, Trouble
 from headrace_workers.configured import Configured
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.telemetry import BreakerState
@@ -41,6 +41,8 @@ SYNC_INTERVAL = 0.05
 _UNHEALTHY = frozenset({ErrorClass.TRANSIENT, ErrorClass.TIMEOUT, ErrorClass.UNREADABLE})
 _TURNS_OF_A_LOOK = 20
 """So many turns apart a process without news looks at what it knows of the fleet."""
+
+Successes = Callable[[str], int]
 
 _TRIPPED = 1
 _LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
@@ -144,8 +146,11 @@ def _name(state: object) -> str:
 class Breaker:
     """The breaker of one target, as one process takes part in it."""
 
-    def __init__(self, target: Target, dispatch: Dispatch, configured: Configured) -> None:
+    def __init__(
+        self, target: Target, dispatch: Dispatch, configured: Configured, unshared_successes: Successes
+    ) -> None:
         self.target = target
+        self._unshared_successes = unshared_successes
         self._dispatch = dispatch
         self._configured = configured
         self._storage = FleetStorage(str(target), lambda: configured.now.breaker)
@@ -282,7 +287,10 @@ class Breaker:
         answered, storage.unshared_answered = storage.unshared_answered, 0
         failed, storage.unshared_failed = storage.unshared_failed, 0
         try:
-            view = await breakers.record(self._dispatch.redis, self.target, window, answered, failed)
+            succeeded = self._unshared_successes(self.target.provider)
+            view = await breakers.record(
+                self._dispatch.redis, self.target, window, answered, failed, succeeded=succeeded
+            )
         except DispatchUnavailable:
             self._count_alone(answered, failed, window)
             raise
@@ -325,28 +333,39 @@ def gate_of(route: RouteName) -> Gate:
 
 
 def routes_that_need(configuration: Configuration, target: Target) -> list[RouteName]:
-    """Return the routes that have no other target than this one."""
+    """Return the routes that nobody answers while this target is down."""
     named = [
-        RouteName(name)
-        for name, route in configuration.routes.items()
-        if {(one.provider, one.model) for one in route.targets} == {(target.provider, target.model)}
+        RouteName(name) for name in configuration.routes if configuration.resolve_route(name).needs(target)
     ]
     direct = target.provider == configuration.defaults.provider and target.model not in configuration.routes
     return [*named, RouteName(target.model)] if direct else named
 
 
 class Breakers:
-    """All breakers of a process."""
+    """All breakers of a process.
 
-    def __init__(self, dispatch: Dispatch, configured: Configured) -> None:
+    Args:
+        dispatch: where the fleet meets.
+        configured: says when they open.
+        unshared_successes: a provider's answers since it was asked last; the fleet is told of them
+            with the outcomes of calls, in one round trip.
+
+    """
+
+    def __init__(
+        self, dispatch: Dispatch, configured: Configured, unshared_successes: Successes = lambda _: 0
+    ) -> None:
         self._dispatch = dispatch
         self._configured = configured
+        self._unshared_successes = unshared_successes
         self._breakers: dict[Target, Breaker] = {}
 
     def of(self, target: Target) -> Breaker:
         breaker = self._breakers.get(target)
         if breaker is None:
-            breaker = self._breakers[target] = Breaker(target, self._dispatch, self._configured)
+            breaker = self._breakers[target] = Breaker(
+                target, self._dispatch, self._configured, self._unshared_successes
+            )
         return breaker
 
     def all(self) -> list[Breaker]:
@@ -374,7 +393,8 @@ class Breakers:
             if (kind, reason) != ("route", "breaker"):
                 continue
             try:
-                targets = configuration.resolve_route(unquote(name)).targets
+                route = configuration.resolve_route(unquote(name))
+                targets = (*route.targets, *route.fallbacks_on({Trouble.DOWN}))
             except InvalidRequest:
                 # A route that is gone: its jobs have an ending to come to.
                 targets = ()

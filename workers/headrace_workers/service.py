@@ -20,6 +20,7 @@ from headrace_shared.settings import Settings
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open_pool
 from headrace_workers.breaker import Breakers
+from headrace_workers.choosing import Choosing
 from headrace_workers.claiming import Claiming
 from headrace_workers.clients import Clients
 from headrace_workers.configured import Configured
@@ -34,6 +35,7 @@ from headrace_workers.leases import Leases
 from headrace_workers.probes import Probes
 from headrace_workers.reach import Reach, check_at_start
 from headrace_workers.reaper import Reaper
+from headrace_workers.retry_budget import RetryBudget as Budget
 from headrace_workers.running import Running
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
@@ -42,6 +44,7 @@ from headrace_workers.steps.handle import Handle
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
 from headrace_workers.steps.lease import Lease
+from headrace_workers.steps.retry_budget import RetryBudget
 from headrace_workers.steps.route import Route
 from headrace_workers.steps.settle import Settle
 from headrace_workers.suspects import Suspects
@@ -71,14 +74,17 @@ class Parts:
     """The jobs that this worker has claimed and not yet ended."""
     leases: Leases
     handlers: Handlers
+    choosing: Choosing
+    retry_budget: Budget
 
 
 def steps_of(parts: Parts) -> tuple[Step, ...]:
     """The road of a call. `Settle` follows the last of them, whatever they came to."""
     return (
-        Route(parts.configured, parts.breakers),
+        Route(parts.configured, parts.choosing),
         Hold(parts.budgets, parts.dispatch),
         Breaker(parts.breakers),
+        RetryBudget(parts.retry_budget),
         Journal(parts.pool, parts.budgets),
         Lease(parts.leases),
         Call(parts.clients, parts.breakers),
@@ -86,7 +92,10 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
 
 
 def execution_of(parts: Parts) -> Execution:
-    calls, settle = steps_of(parts), Settle(parts.finisher, parts.configured, parts.telemetry.metrics)
+    calls = steps_of(parts)
+    settle = Settle(
+        parts.finisher, parts.configured, parts.choosing, parts.retry_budget, parts.telemetry.metrics
+    )
     handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
     return Execution((Guard(), handle, *calls), settle)
 
@@ -112,19 +121,23 @@ async def open_parts(
         stack.push_async_callback(telemetry.shutdown)
         handlers = await stack.enter_async_context(open_handlers(settings.handlers))
         running: dict[JobId, ClaimedJob] = {}
+        retry_budget = Budget(redis, configured)
+        breakers = Breakers(dispatch, configured, retry_budget.unshared)
         yield Parts(
             pool,
             redis,
             dispatch,
             budgets,
             configured,
-            Breakers(dispatch, configured),
+            breakers,
             clients,
             Finisher(pool, dispatch, budgets, worker_id, running),
             telemetry,
             running,
             Leases(),
             handlers,
+            Choosing(configured, breakers),
+            retry_budget,
         )
 
 

@@ -8,6 +8,7 @@ local TYPES = {
     [Q] = 'zset', [ACTIVE] = 'zset', [WAITING] = 'zset', [HOLD_LEASES] = 'zset', [BELL] = 'list',
     [FEEDER_BELL] = 'list', [PARKED] = 'set', [DEEP] = 'set', [HUNGRY] = 'set', [LANES] = 'hash',
     [GATES] = 'hash', [MONEY] = 'hash', [SPENT] = 'hash', [HOLDS] = 'hash', [BREAKER] = 'hash', [FED] = 'string',
+    [RETRIES] = 'hash',
     [CLOCK] = 'string',
 }
 local MONEYS = {[MONEY] = true, [SPENT] = true, [HOLDS] = true, [HOLD_LEASES] = true}
@@ -27,6 +28,7 @@ local READABLE = {
     [MONEY] = function(field, value)
         return whole_of(value) or not (string.match(field, '^limit|') or string.match(field, '^end|'))
     end,
+    [RETRIES] = function(field, value) return string.match(field, '^%a+:%d+$') and whole_of(value) end,
     [BREAKER] = function(field, value)
         return field == 'probe' or field == 'state' and value == 'open' or whole_of(value)
     end,
