@@ -146,17 +146,17 @@ async def test_a_retry_beyond_the_budget_waits_and_loses_no_attempt(
 async def test_an_outage_does_not_become_a_storm(
     jobs: Jobs, provider: SimulatedProvider, clock: Clock, redis: Redis
 ) -> None:
-    """Ten minutes of it are 46 cooldowns, each a little longer than the longest there is."""
+    """Two and a half minutes of it are twelve cooldowns, each a little longer than the longest there is."""
     await jobs.configure(
         {
             "retries": {"initial": "1ms", "maximum": "5ms"},
-            "breaker": {"minimum_calls": 10, "cooldown": "10s", "probe_lease": "10s"},
+            "breaker": {"minimum_calls": 5, "cooldown": "10s", "probe_lease": "10s"},
         }
     )
     provider.behave(Behaviour(outage=True))
-    ids = await jobs.add(1000)
-    books, cooldowns = provider.books, 46
-    async with running_worker(concurrency=10, **LONG), running_worker(concurrency=10, **LONG):
+    ids = await jobs.add(400)
+    books, cooldowns = provider.books, 12
+    async with running_worker(concurrency=4, **LONG), running_worker(concurrency=4, **LONG):
         await eventually(lambda: breakers.view(redis, TARGET), lambda view: view.is_open)
         await books.until(lambda: books.in_flight == 0)
         before = books.total.requests

@@ -229,7 +229,7 @@ class Breaker:
 
         async def guarded() -> Reply:
             reply = await send()
-            if _is_unhealthy(reply):
+            if is_unhealthy(reply):
                 raise _Unhealthy(reply)
             return reply
 
@@ -318,7 +318,8 @@ class Breaker:
             yield gate_of(route)
 
 
-def _is_unhealthy(reply: Reply) -> bool:
+def is_unhealthy(reply: Reply) -> bool:
+    """Whether a reply speaks against its target."""
     match reply:
         case Unknown():
             return True

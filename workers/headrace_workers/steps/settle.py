@@ -20,9 +20,11 @@ from headrace_shared.outcome import (
     Retry,
     Snoozed,
     Succeeded,
+    WaitReason,
 )
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
 from headrace_shared.usage import Usage
+from headrace_workers.breaker import is_unhealthy
 from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Run
@@ -115,6 +117,10 @@ class Settle:
                 return outcome
 
     def _outcome_of_reply(self, run: Run) -> Outcome:
+        if _is_refused_probe(run):
+            # It says how the target is, and nothing of the job: an outage would use up the attempts
+            # of those that happen to be sent ahead. One that may have been billed is an attempt.
+            return Snoozed(self._configured.now.breaker.cooldown, WaitReason.BREAKER)
         match run.reply:
             case Answered(failure=failure) if failure is None:
                 return Succeeded()
@@ -131,6 +137,11 @@ class Settle:
             attempts=run.attempts + 1,
             max_attempts=run.job.max_attempts,
         )
+
+
+def _is_refused_probe(run: Run) -> bool:
+    is_probe = run.permit is not None and run.permit.owner is not None
+    return is_probe and isinstance(run.reply, Refused) and is_unhealthy(run.reply)
 
 
 def _is_within(run: Run) -> bool:
