@@ -16,6 +16,7 @@ import machine
 import many_workers
 import memory
 import one_worker
+import outage
 import pickup
 import recovery
 import typer
@@ -30,8 +31,9 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "pickup": pickup.measure,
     "memory": memory.measure,
     "recovery": recovery.measure,
+    "outage": outage.measure,
 }
-_ON_REQUEST = ("recovery",)
+_ON_REQUEST = ("recovery", "outage")
 """Measured only when named: they last minutes."""
 
 

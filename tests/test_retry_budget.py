@@ -17,6 +17,7 @@ from headrace_shared.routes import Target
 from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.behaviour import Behaviour
+from headrace_shared.testing.books import Books
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import LANE, MODEL, Jobs, eventually
 from headrace_shared.testing.simulated_provider import SimulatedProvider
@@ -180,12 +181,16 @@ async def pass_time(clock: Clock, jobs: Jobs, duration: timedelta) -> None:
     await jobs.dispatch.redis.evaluate(_RING, [keys.bell(LANE)])
 
 
+async def asked(books: Books, requests: int) -> None:
+    await books.until(lambda: books.total.requests >= requests)
+
+
 async def passing(clock: Clock, jobs: Jobs, ids: Sequence[JobId]) -> None:
     """Let time pass until jobs have ended."""
 
     async def left() -> int:
         await pass_time(clock, jobs, timedelta(seconds=1))
-        return await jobs.pool.fetchval("SELECT count(*) FROM headrace.jobs WHERE ended_at IS NULL")
+        return int(await jobs.pool.fetchval("SELECT count(*) FROM headrace.jobs WHERE ended_at IS NULL"))
 
     await eventually(left, lambda count: count == 0, within=timedelta(minutes=2))
     await jobs.ended(ids)
