@@ -30,6 +30,13 @@ from headrace_workers.testing import running_worker
 NOWHERE = "redis://127.0.0.1:1"
 PROVIDER = "openai"
 TARGET = Target(PROVIDER, MODEL)
+_COUNTED = script("""
+local sum, fields = 0, redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+    if string.find(fields[i], '^ok:') then sum = sum + tonumber(fields[i + 1]) end
+end
+return sum
+""")
 _RING = script("return redis.call('RPUSH', KEYS[1], '1')")
 
 Process = Callable[[], "Member"]
@@ -126,6 +133,14 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
+@pytest.mark.usefixtures("environment", "provider")
+async def test_a_worker_tells_of_its_successes(jobs: Jobs, redis: Redis) -> None:
+    ids = await jobs.add(30)
+    async with running_worker():
+        await jobs.ended(ids)
+        await eventually(lambda: counted(redis), lambda count: count == 30)
+
+
 @pytest.mark.usefixtures("environment")
 async def test_a_retry_beyond_the_budget_waits_and_loses_no_attempt(
     jobs: Jobs, provider: SimulatedProvider, clock: Clock
@@ -172,6 +187,12 @@ async def test_an_outage_does_not_become_a_storm(
 
 
 LONG = {"lease_seconds": 3600}
+
+
+async def counted(redis: Redis) -> int:
+    """Return the successes that the fleet knows of."""
+    values = await redis.evaluate(_COUNTED, [keys.retries(PROVIDER)])
+    return values if isinstance(values, int) else 0
 
 
 async def pass_time(clock: Clock, jobs: Jobs, duration: timedelta) -> None:
