@@ -52,10 +52,13 @@ class _Watch:
         )
 
     def full_rate_at(self, begin: float) -> float:
-        """Return when as many jobs were answered in a second as arrive in one."""
+        """Return when nine tenths of the jobs that arrive in a second were answered in one."""
         seen = [(at, count) for at, count in self.answers if at >= begin]
         found = (
-            then for at, first in seen for then, last in seen if 0 < then - at <= 1 and last - first >= _RATE
+            then
+            for at, first in seen
+            for then, last in seen
+            if 0 < then - at <= 1 and last - first >= 0.9 * _RATE
         )
         return min(found, default=float("inf"))
 

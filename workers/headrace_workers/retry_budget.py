@@ -19,7 +19,8 @@ from headrace_workers.configured import Configured
 
 _random = random.SystemRandom()
 
-_LONGEST_WAIT = timedelta(minutes=1)
+_LONGEST_WAIT = timedelta(seconds=30)
+"""There may be more successes by then, and so more room than the pace of now."""
 
 
 class RetryBudget:
