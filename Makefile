@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-limits bench-quote recovery pins local
+.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-limits bench-outage bench-quote recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -61,6 +61,9 @@ bench-quote: .venv/.installed ## how long 50,000 rows are quoted for
 
 recovery: .venv/.installed ## how long it takes, and what it costs, to recover from crashes
 	$(BIN)/python benchmarks --only recovery $(ARGS)
+
+bench-outage: .venv/.installed ## a provider that is down for ten minutes: calls for each job, probes, time back to the full rate
+	$(BIN)/python benchmarks --only outage --jobs 30000 $(ARGS)
 
 pins: ## requirements/*.txt from pyproject.toml; ARGS=--upgrade renews every version
 	requirements/compile.sh $(ARGS)

@@ -16,6 +16,7 @@ import machine
 import many_workers
 import memory
 import one_worker
+import outage
 import pickup
 import quoting
 import recovery
@@ -32,9 +33,10 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "memory": memory.measure,
     "recovery": recovery.measure,
     "quote": quoting.measure,
+    "outage": outage.measure,
 }
-_ON_REQUEST = ("recovery", "quote")
-"""Measured only when named: they last long, or run no jobs."""
+_ON_REQUEST = ("recovery", "quote", "outage")
+"""Measured only when named: they last minutes, or run no jobs."""
 
 
 def main(

@@ -32,6 +32,7 @@ from headrace_shared.testing.jobs import LANE, TENANT, Jobs
 from headrace_shared.testing.spending import flush
 from headrace_shared.usage import Usage
 from headrace_workers.breaker import Breakers
+from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Run
 from headrace_workers.feeder import Feeder
@@ -41,6 +42,7 @@ from headrace_workers.leases import Leases
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.steps.downgrade import cheaper
+from headrace_workers.retry_budget import RetryBudget
 from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
@@ -152,9 +154,10 @@ class Worker:
         self.running: dict[JobId, ClaimedJob] = {}
         self.moving: list[Moving] = []
         self.worker_id = me
+        self._choosing = Choosing(world.configured, world.breakers)
         self._steps = (
             Guard(),
-            Route(world.configured, world.breakers),
+            Route(world.configured, self._choosing),
             Hold(self.budgets, world.dispatch, partial(cheaper, world.configured)),
             Journal(world.pool, self.budgets),
         )
@@ -216,7 +219,9 @@ class Worker:
 
     async def _end(self, moving: Moving, run: Run, *, dies: bool) -> None:
         finisher = self._finisher(dies=dies)
-        ended = await Settle(finisher, self._world.configured, Metrics(enabled=False))(run)
+        configured, retries = self._world.configured, RetryBudget(self._world.redis, self._world.configured)
+        settle = Settle(finisher, configured, self._choosing, retries, Metrics(enabled=False))
+        ended = await settle(run)
         await finisher.drain()
         if dies:
             self.start()

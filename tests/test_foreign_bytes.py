@@ -48,6 +48,7 @@ NAMES = {
         "ok:123",
         "bad:9999999999999",
     ),
+    keys.RETRIES + "openai": ("ok:123", "again:9999999999999", "no:1"),
     keys.WAITING: (QUEUE,),
     keys.PARKED: (QUEUE,),
     keys.GATES: ("global|pause", "global|breaker", f"route:{MODEL}|limit", "tenant:acme|budget"),

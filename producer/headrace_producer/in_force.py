@@ -38,7 +38,7 @@ class Snapshot:
         if known is not None:
             return known
         route = self.configuration.resolve_route(model)
-        for target in route.targets:
+        for target in route.all_targets:
             self.prices.price(target).worst_case(_ANY_LENGTH, 0 if endpoint in _WITHOUT_OUTPUT else 1)
         if len(self._priced) >= _ROUTES_KEPT:
             self._priced.clear()

@@ -15,11 +15,9 @@ def gate_of(route: RouteName) -> Gate:
 
 
 def gates_of(configuration: Configuration, target: Target) -> list[Gate]:
-    """Return the gates of the routes that have no other target than this one."""
+    """Return the gates of the routes that nobody answers while this target is down."""
     named = [
-        RouteName(name)
-        for name, route in configuration.routes.items()
-        if {(one.provider, one.model) for one in route.targets} == {(target.provider, target.model)}
+        RouteName(name) for name in configuration.routes if configuration.resolve_route(name).needs(target)
     ]
     direct = target.provider == configuration.defaults.provider and target.model not in configuration.routes
     return [gate_of(route) for route in ([*named, RouteName(target.model)] if direct else named)]

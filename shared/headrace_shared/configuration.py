@@ -31,8 +31,10 @@ from headrace_shared.configuration_fields import (
     Duration,
     EventURL,
     Flag,
+    HeaderName,
     Headers,
     LimiterName,
+    LongText,
     Name,
     PositiveDuration,
     Secret,
@@ -52,7 +54,7 @@ from headrace_shared.policy import (
     Timeouts,
     WebhookPolicy,
 )
-from headrace_shared.routes import Provider, Route, Target
+from headrace_shared.routes import STATIC_PROVIDER, Fallback, Provider, Route, Strategy, Target, Trouble
 from headrace_shared.secrets import SecretReference
 
 DEFAULT_PROVIDER = "openai"
@@ -82,6 +84,8 @@ class ProviderSection(_Section):
     """Only `openai` may leave it out: OPENAI_BASE_URL, else OpenAI's own address."""
     api_key: Secret | None = None
     """Default: ``env:OPENAI_API_KEY`` for `openai`, ``env:NAME_API_KEY`` for another."""
+    key_header: HeaderName | None = None
+    """The header that carries the bare key, as Azure's `api-key`; left out: a bearer token."""
     priced_as: Text | None = None
     """Default: the provider's own name."""
     connect_timeout: PositiveDuration = timedelta(seconds=5)
@@ -90,14 +94,60 @@ class ProviderSection(_Section):
     headers: Headers = {}
 
 
-class TargetSection(_Section):
+class _CalledSection(_Section):
+    """Who is called, and for how long; what is left out holds as the provider's section says."""
+
     provider: Name
     model: Text
+    connect_timeout: PositiveDuration | None = None
+    read_timeout: PositiveDuration | None = None
+    total_timeout: PositiveDuration | None = None
+
+    @property
+    def target(self) -> Target:
+        return Target(self.provider, self.model)
+
+    def timeouts(self, of_provider: ProviderSection) -> Timeouts | None:
+        """Return its own timeouts, where it has any."""
+        if not (self.connect_timeout or self.read_timeout or self.total_timeout):
+            return None
+        return Timeouts(
+            connect=self.connect_timeout or of_provider.connect_timeout,
+            read=self.read_timeout or of_provider.read_timeout,
+            total=self.total_timeout or of_provider.total_timeout,
+        )
+
+
+class TargetSection(_CalledSection):
     weight: Count = 1
+
+
+class FallbackSection(_CalledSection):
+    on: tuple[Trouble, ...]
 
 
 class RouteSection(_Section):
     targets: tuple[TargetSection, ...]
+    strategy: Strategy = Strategy.WEIGHTED
+    fallbacks: tuple[FallbackSection, ...] = ()
+    answer: LongText | None = None
+    """Given, marked as such, where the job would fail because no target answers it."""
+
+    @property
+    def called(self) -> tuple[TargetSection | FallbackSection, ...]:
+        return (*self.targets, *self.fallbacks)
+
+    def route(self, name: RouteName, providers: Mapping[str, ProviderSection]) -> Route:
+        own = {each.target: each.timeouts(providers[each.provider]) for each in self.called}
+        return Route(
+            name=name,
+            targets=tuple(each.target for each in self.targets),
+            weights=tuple(each.weight for each in self.targets),
+            strategy=self.strategy,
+            fallbacks=tuple(Fallback(frozenset(each.on), each.target) for each in self.fallbacks),
+            answer=self.answer,
+            timeouts={target: timeouts for target, timeouts in own.items() if timeouts},
+        )
 
 
 class PriceSection(_Section):
@@ -122,6 +172,8 @@ class RetrySection(_Section):
     maximum: PositiveDuration = timedelta(seconds=60)
     slot_wait: Duration = timedelta(seconds=2)
     retry_after_cap: PositiveDuration = timedelta(seconds=120)
+    budget: Share = 0.1
+    """Retries of the whole fleet beside a provider's successes; ten in ten seconds are always allowed."""
 
 
 class BreakerSection(_Section):
@@ -235,6 +287,7 @@ class Configuration(_Section):
             timeouts=Timeouts(
                 connect=section.connect_timeout, read=section.read_timeout, total=section.total_timeout
             ),
+            key_header=section.key_header,
             headers=section.headers,
         )
 
@@ -271,6 +324,7 @@ class Configuration(_Section):
             maximum=self.retries.maximum,
             slot_wait=self.retries.slot_wait,
             retry_after_cap=self.retries.retry_after_cap,
+            budget=self.retries.budget,
         )
 
     def breaker_policy(self) -> BreakerPolicy:
@@ -316,11 +370,7 @@ class Configuration(_Section):
     def _resolve(self, model: str) -> Route:
         section = self.routes.get(model)
         if section is not None:
-            return Route(
-                name=RouteName(model),
-                targets=tuple(Target(each.provider, each.model) for each in section.targets),
-                weights=tuple(each.weight for each in section.targets),
-            )
+            return section.route(RouteName(model), self.providers)
         if self.defaults.any_model:
             return Route(RouteName(model), (Target(self.defaults.provider, model),), (1,))
         near = difflib.get_close_matches(model, self.routes, n=1, cutoff=0.5)
@@ -364,6 +414,9 @@ def parse_toml(text: str, source: str) -> Configuration:
 
 def _check_providers(configuration: Configuration) -> None:
     for name, section in configuration.providers.items():
+        if name == STATIC_PROVIDER:
+            reason = "is the name under which a route's own answer is booked"
+            raise InvalidConfiguration(where=toml_path(("providers", name)), reason=reason)
         if name != DEFAULT_PROVIDER and section.base_url is None:
             raise InvalidConfiguration(where=toml_path(("providers", name, "base_url")), reason="is missing")
     _check_provider(configuration, configuration.defaults.provider, ("defaults", "provider"))
@@ -378,8 +431,13 @@ def _check_routes(configuration: Configuration) -> None:
             raise InvalidConfiguration(
                 where=toml_path(("routes", name, "targets")), reason="must have at least one target"
             )
-        for index, target in enumerate(route.targets):
-            _check_provider(configuration, target.provider, ("routes", name, "targets", index, "provider"))
+        for kind, called in (("targets", route.targets), ("fallbacks", route.fallbacks)):
+            for index, each in enumerate(called):
+                _check_provider(configuration, each.provider, ("routes", name, kind, index, "provider"))
+        for index, fallback in enumerate(route.fallbacks):
+            if not fallback.on:
+                where = toml_path(("routes", name, "fallbacks", index, "on"))
+                raise InvalidConfiguration(where=where, reason=f"must name any of {', '.join(Trouble)}")
 
 
 def _check_provider(configuration: Configuration, name: str, places: tuple[str | int, ...]) -> None:

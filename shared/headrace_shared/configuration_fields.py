@@ -5,7 +5,7 @@ from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_network
 from typing import Annotated, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
 
@@ -18,6 +18,8 @@ from headrace_shared.webhooks import check_url
 
 _ANYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SECRET = re.compile(r"auth|key|token|secret|cookie|^sig", re.IGNORECASE)
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 def _parse_positive_duration(given: object) -> timedelta:
@@ -77,9 +79,7 @@ def _check_limiter(text: str) -> str:
 def _check_base_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        sound = (
-            parts.scheme in {"http", "https"} and bool(parts.hostname) and not (parts.query or parts.fragment)
-        )
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.fragment
     except ValueError:
         sound = False
         parts = urlsplit("")
@@ -87,7 +87,17 @@ def _check_base_url(url: str) -> str:
         raise ValueError("must be an address such as https://api.openai.com/v1")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not hold a user or a password: name the secret as api_key")
-    return url.rstrip("/")
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    secret = next(filter(_SECRET.search, names), None)
+    if secret is not None:
+        raise ValueError(f"must not hold a secret ({secret}): name it as api_key, or in headers")
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/")))
+
+
+def _check_header_name(name: str) -> str:
+    if not _HEADER.fullmatch(name):
+        raise ValueError("must be the name of a header, such as api-key")
+    return name
 
 
 def _check_event_url(url: str) -> str:
@@ -100,7 +110,7 @@ def _check_event_url(url: str) -> str:
 
 def _check_headers(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
-        if re.search(r"auth|key|token|secret|cookie", name, re.IGNORECASE):
+        if _SECRET.search(name):
             try:
                 SecretReference(value)
             except ValueError as error:
@@ -117,11 +127,13 @@ Share: TypeAlias = Annotated[float, BeforeValidator(_parse_share)]
 Count: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Flag: TypeAlias = Annotated[bool, Field(strict=True)]
 Text: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
+LongText: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=20_000)]
 Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)]
 LimiterName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_limiter)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
 EventURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_event_url)]
+HeaderName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_header_name)]
 Headers: TypeAlias = Annotated[dict[str, str], AfterValidator(_check_headers)]
 Secret: TypeAlias = Annotated[
     SecretReference, PlainValidator(_parse_secret), PlainSerializer(str, return_type=str)

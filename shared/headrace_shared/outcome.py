@@ -19,6 +19,8 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     BAD_REQUEST = "bad_request"
     AUTH = "auth"
+    CONTEXT_TOO_LONG = "context_too_long"
+    """The request does not fit into the model's context; another model may have a longer one."""
     CONTENT_FILTER = "content_filter"
     QUOTA_EXHAUSTED = "quota_exhausted"
     UNREADABLE = "unreadable"

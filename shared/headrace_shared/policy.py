@@ -42,6 +42,8 @@ class RetryPolicy:
     """The longest wait that keeps its slot; a longer one puts the job back."""
     retry_after_cap: timedelta
     """The longest Retry-After of a provider that is believed."""
+    budget: float = 0.1
+    """The share of a provider's successes that the fleet's retries may have, above 0 and up to 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from headrace_shared.logs import Occasional
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.pauses import paused_target
 from headrace_shared.policy import BreakerPolicy
-from headrace_shared.routes import Target
+from headrace_shared.routes import Target, Trouble
 from headrace_shared.store.pauses import Pause
 from headrace_workers.configured import Configured
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
@@ -44,6 +44,8 @@ SYNC_INTERVAL = 0.05
 _UNHEALTHY = frozenset({ErrorClass.TRANSIENT, ErrorClass.TIMEOUT, ErrorClass.UNREADABLE})
 _TURNS_OF_A_LOOK = 20
 """So many turns apart a process without news looks at what it knows of the fleet."""
+
+Successes = Callable[[str], int]
 
 _TRIPPED = 1
 _LONG_AGO = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
@@ -147,8 +149,11 @@ def _name(state: object) -> str:
 class Breaker:
     """The breaker of one target, as one process takes part in it."""
 
-    def __init__(self, target: Target, dispatch: Dispatch, configured: Configured) -> None:
+    def __init__(
+        self, target: Target, dispatch: Dispatch, configured: Configured, unshared_successes: Successes
+    ) -> None:
         self.target = target
+        self._unshared_successes = unshared_successes
         self._dispatch = dispatch
         self._configured = configured
         self._storage = FleetStorage(str(target), lambda: configured.now.breaker)
@@ -227,7 +232,7 @@ class Breaker:
 
         async def guarded() -> Reply:
             reply = await send()
-            if _is_unhealthy(reply):
+            if is_unhealthy(reply):
                 raise _Unhealthy(reply)
             return reply
 
@@ -285,7 +290,10 @@ class Breaker:
         answered, storage.unshared_answered = storage.unshared_answered, 0
         failed, storage.unshared_failed = storage.unshared_failed, 0
         try:
-            view = await breakers.record(self._dispatch.redis, self.target, window, answered, failed)
+            succeeded = self._unshared_successes(self.target.provider)
+            view = await breakers.record(
+                self._dispatch.redis, self.target, window, answered, failed, succeeded=succeeded
+            )
         except DispatchUnavailable:
             self._count_alone(answered, failed, window)
             raise
@@ -309,7 +317,8 @@ class Breaker:
         storage.answered = storage.failed = storage.unshared_answered = storage.unshared_failed = 0
 
 
-def _is_unhealthy(reply: Reply) -> bool:
+def is_unhealthy(reply: Reply) -> bool:
+    """Whether a reply speaks against its target."""
     match reply:
         case Unknown():
             return True
@@ -320,17 +329,30 @@ def _is_unhealthy(reply: Reply) -> bool:
 
 
 class Breakers:
-    """All breakers of a process."""
+    """All breakers of a process.
 
-    def __init__(self, dispatch: Dispatch, configured: Configured) -> None:
+    Args:
+        dispatch: where the fleet meets.
+        configured: says when they open.
+        unshared_successes: a provider's answers since it was asked last; the fleet is told of them
+            with the outcomes of calls, in one round trip.
+
+    """
+
+    def __init__(
+        self, dispatch: Dispatch, configured: Configured, unshared_successes: Successes = lambda _: 0
+    ) -> None:
         self._dispatch = dispatch
         self._configured = configured
+        self._unshared_successes = unshared_successes
         self._breakers: dict[Target, Breaker] = {}
 
     def of(self, target: Target) -> Breaker:
         breaker = self._breakers.get(target)
         if breaker is None:
-            breaker = self._breakers[target] = Breaker(target, self._dispatch, self._configured)
+            breaker = self._breakers[target] = Breaker(
+                target, self._dispatch, self._configured, self._unshared_successes
+            )
         return breaker
 
     def all(self) -> list[Breaker]:
@@ -376,7 +398,8 @@ class Breakers:
             if (kind, reason) != ("route", "breaker"):
                 continue
             try:
-                targets = configuration.resolve_route(unquote(name)).targets
+                route = configuration.resolve_route(unquote(name))
+                targets = (*route.targets, *route.fallbacks_on({Trouble.DOWN}))
             except InvalidRequest:
                 # A route that is gone: its jobs have an ending to come to.
                 targets = ()

@@ -32,11 +32,13 @@ from headrace_shared.outcome import (
     Snoozed,
     WaitReason,
 )
+from headrace_shared.policy import Timeouts
 from headrace_shared.prices import Price
 from headrace_shared.request import Endpoint, PreparedRequest
 from headrace_shared.routes import Target
 from headrace_workers.breaker import Permit
 from headrace_workers.limiting import Admission
+from headrace_workers.choosing import Met
 from headrace_workers.replies import Reply
 
 _logger = logging.getLogger(__name__)
@@ -66,9 +68,19 @@ class Run:
     """Attempts of the job that have failed by now."""
     ask: Ask | None = None
     """None where a handler of the application's own does the work."""
+    is_retry: bool = False
+    """A call of the job failed, and this one is made in its place; a fallback is none."""
+    met: tuple[Met, ...] = ()
+    """What earlier calls of this run met, at targets that are not called again for it."""
+    bound_for: Target | None = None
+    """Who is called, where that was settled when the call before failed."""
+    last_resort: bytes | None = None
+    """The route's own answer, where it is given instead of a call."""
     target: Target | None = None
     price: Price | None = None
     request: PreparedRequest | None = None
+    timeouts: Timeouts | None = None
+    """Of the call, where they are not its provider's own."""
     held: Held | None = None
     admission: Admission | None = None
     permit: Permit | None = None
@@ -86,11 +98,20 @@ class Run:
         ask = None
         if isinstance(job.endpoint, Endpoint):
             ask = Ask(job.endpoint, job.queue.route, job.body)
-        return cls(job, CallNumber(1), job.attempts, ask)
+        return cls(job, CallNumber(1), job.attempts, ask, is_retry=job.attempts > 0)
 
-    def again(self, attempts: int) -> "Run":
+    def again(
+        self,
+        attempts: int,
+        *,
+        is_retry: bool = False,
+        met: tuple[Met, ...] = (),
+        bound_for: Target | None = None,
+        last_resort: bytes | None = None,
+    ) -> "Run":
         """Return the same run at the start of its next call."""
-        return Run(self.job, CallNumber(self.call + 1), attempts, self.ask)
+        number = CallNumber(self.call + 1)
+        return Run(self.job, number, attempts, self.ask, is_retry, met, bound_for, last_resort)
 
     def ended(self, outcome: Outcome) -> "Run":
         return replace(self, outcome=outcome)

@@ -6,21 +6,24 @@ does. What comes back is a value of `Reply`.
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from urllib.parse import parse_qsl
 
 import aiohttp
 import httpx2
 import openai
-from openai import AsyncOpenAI, DefaultAioHttpClient, Omit
+from openai import AsyncOpenAI, DefaultAioHttpClient, Omit, RequestOptions
 from pydantic import BaseModel, ValidationError
 
 from headrace_shared.jsonvalue import storable
 from headrace_shared.limits import read_told
 from headrace_shared.outcome import ErrorClass, Failure
+from headrace_shared.policy import Timeouts
 from headrace_shared.request import Endpoint
 from headrace_shared.routes import Provider
 from headrace_shared.usage import Finish, ParsedAnswer, read_answer
@@ -37,10 +40,14 @@ _BY_CODE = {
     "insufficient_quota": ErrorClass.QUOTA_EXHAUSTED,
     "billing_hard_limit_reached": ErrorClass.QUOTA_EXHAUSTED,
     "billing_not_active": ErrorClass.QUOTA_EXHAUSTED,
+    "context_length_exceeded": ErrorClass.CONTEXT_TOO_LONG,
+    "exceed_context_size_error": ErrorClass.CONTEXT_TOO_LONG,
     "content_filter": ErrorClass.CONTENT_FILTER,
     "content_policy_violation": ErrorClass.CONTENT_FILTER,
     "moderation_blocked": ErrorClass.CONTENT_FILTER,
 }
+# Servers of open models have no code of their own for it, but the same words.
+_TOO_LONG = re.compile(r"maximum context length|exceeds? the (model's |available )?context", re.IGNORECASE)
 _BY_STATUS: dict[int, ErrorClass] = {
     HTTPStatus.UNAUTHORIZED: ErrorClass.AUTH,
     HTTPStatus.FORBIDDEN: ErrorClass.AUTH,
@@ -67,36 +74,54 @@ class ProviderClient:
     """One provider's connections and key."""
 
     def __init__(self, provider: Provider, *, connections: int) -> None:
-        timeouts = provider.timeouts
-        self._total = timeouts.total.total_seconds()
-        connect, read = timeouts.connect.total_seconds(), timeouts.read.total_seconds()
-        timeout = httpx2.Timeout(read, connect=connect, pool=self._total)
+        self._timeouts = provider.timeouts
+        timeout = _timeout(provider.timeouts)
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        address, _, query = provider.base_url.partition("?")
+        key = provider.api_key.resolve().reveal()
+        headers = provider.resolve_headers()
+        self._headers: dict[str, str | Omit] = dict(_JSON)
+        if provider.key_header is not None:
+            headers[provider.key_header] = key
+            # The same key as a bearer token is another credential, which such a provider refuses.
+            self._headers["Authorization"] = Omit()
         self._client = _Client(
-            base_url=provider.base_url,
+            base_url=address,
             # The SDK wants a key even where the provider wants none.
-            api_key=provider.api_key.resolve().reveal() or "none",
-            default_headers=provider.resolve_headers(),
+            api_key=key or "none",
+            default_headers=headers,
+            default_query=dict(parse_qsl(query, keep_blank_values=True)),
             max_retries=0,
             timeout=timeout,
             # A redirect would carry the prompt, and headers that are secret, to another host.
             http_client=DefaultAioHttpClient(timeout=timeout, limits=limits, follow_redirects=False),
         )
 
-    async def call(self, endpoint: Endpoint, body: bytes) -> Reply:
-        """Send a request and say what it came to; only cancellation is raised."""
+    async def call(self, endpoint: Endpoint, body: bytes, timeouts: Timeouts | None = None) -> Reply:
+        """Send a request and say what it came to; only cancellation is raised.
+
+        Args:
+            endpoint: what is called.
+            body: the request.
+            timeouts: where they are not the provider's own.
+
+        """
         started = time.monotonic()
+        total = (timeouts or self._timeouts).total.total_seconds()
+        options: RequestOptions = {"headers": self._headers, "idempotency_key": ""}
+        if timeouts is not None:
+            options["timeout"] = _timeout(timeouts)
         try:
-            async with asyncio.timeout(self._total):
+            async with asyncio.timeout(total):
                 response = await self._client.post(
                     endpoint.removeprefix("/v1"),
                     content=body,
                     cast_to=httpx2.Response,
                     # Without a key the SDK makes one for each call and sends it nowhere.
-                    options={"headers": _JSON, "idempotency_key": ""},
+                    options=options,
                 )
         except TimeoutError:
-            failure = Failure(ErrorClass.TIMEOUT, f"no answer within {self._total:g} s")
+            failure = Failure(ErrorClass.TIMEOUT, f"no answer within {total:g} s")
             return Unknown(_since(started), failure)
         except openai.APIStatusError as error:
             return _refused(_since(started), error.response)
@@ -106,6 +131,13 @@ class ProviderClient:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _timeout(timeouts: Timeouts) -> httpx2.Timeout:
+    connect, read, total = (
+        each.total_seconds() for each in (timeouts.connect, timeouts.read, timeouts.total)
+    )
+    return httpx2.Timeout(read, connect=connect, pool=total)
 
 
 def _since(started: float) -> timedelta:
@@ -138,9 +170,8 @@ def _failure_of(parsed: ParsedAnswer) -> Failure | None:
         case Finish.CONTENT_FILTER:
             return Failure(ErrorClass.CONTENT_FILTER, "the provider's content filter cut the answer")
         case Finish.FAILED:
-            return Failure(
-                ErrorClass.TRANSIENT, storable(parsed.detail[:_MESSAGE_LENGTH]) or "the response failed"
-            )
+            by_code = _BY_CODE.get(parsed.detail.partition(":")[0], ErrorClass.TRANSIENT)
+            return Failure(by_code, storable(parsed.detail[:_MESSAGE_LENGTH]) or "the response failed")
         case Finish.COMPLETE | Finish.LENGTH:
             return None
 
@@ -148,7 +179,7 @@ def _failure_of(parsed: ParsedAnswer) -> Failure | None:
 def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
     code, message = _error_of(response.content)
     failure = Failure(
-        classify(response.status_code, code),
+        classify(response.status_code, code, message),
         f"{response.status_code}: {message}"[:_MESSAGE_LENGTH],
         retry_after(response.headers),
     )
@@ -157,10 +188,12 @@ def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
     return Refused(latency, failure, response.status_code, request_id, body, read_told(response.headers))
 
 
-def classify(status: int, code: str) -> ErrorClass:
-    """Say what a refusal means, from its status and the `code` or `type` of its error."""
+def classify(status: int, code: str, message: str = "") -> ErrorClass:
+    """Say what a refusal means, from its status and the `code` or `type` of its error, and its words."""
     if (by_code := _BY_CODE.get(code)) is not None:
         return by_code
+    if status == HTTPStatus.BAD_REQUEST and _TOO_LONG.search(message):
+        return ErrorClass.CONTEXT_TOO_LONG
     if (by_status := _BY_STATUS.get(status)) is not None:
         return by_status
     return ErrorClass.TRANSIENT if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ErrorClass.BAD_REQUEST
@@ -181,7 +214,7 @@ def _error_of(body: bytes) -> tuple[str, str]:
         error = _ErrorBody.model_validate_json(body).error
     except ValidationError:
         return "", "the provider gave no reason that can be read"
-    code = str(error.code or error.type or "")
+    code = str(error.type if error.type in _BY_CODE else error.code or error.type or "")
     return code, storable(error.message or code)
 
 

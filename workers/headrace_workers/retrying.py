@@ -56,6 +56,7 @@ def is_retryable(error_class: ErrorClass) -> bool:
         case (
             ErrorClass.BAD_REQUEST
             | ErrorClass.AUTH
+            | ErrorClass.CONTEXT_TOO_LONG
             | ErrorClass.CONTENT_FILTER
             | ErrorClass.QUOTA_EXHAUSTED
             | ErrorClass.CANCELLED

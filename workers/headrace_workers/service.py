@@ -23,6 +23,7 @@ from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open
 from headrace_workers.alerts import INTERVAL as ALERTS_INTERVAL
 from headrace_workers.alerts import BudgetAlerts, Refusals
 from headrace_workers.breaker import Breakers
+from headrace_workers.choosing import Choosing
 from headrace_workers.claiming import Claiming
 from headrace_workers.clients import Clients
 from headrace_workers.configured import Configured
@@ -39,6 +40,7 @@ from headrace_workers.limiting import Limiter
 from headrace_workers.probes import Probes
 from headrace_workers.reach import Reach, check_at_start
 from headrace_workers.reaper import Reaper
+from headrace_workers.retry_budget import RetryBudget as Budget
 from headrace_workers.running import Running
 from headrace_workers.steps.admit import Admit
 from headrace_workers.steps.breaker import Breaker
@@ -49,6 +51,7 @@ from headrace_workers.steps.handle import Handle
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
 from headrace_workers.steps.lease import Lease
+from headrace_workers.steps.retry_budget import RetryBudget
 from headrace_workers.steps.route import Route
 from headrace_workers.steps.settle import Settle
 from headrace_workers.steps.share import Share
@@ -81,16 +84,19 @@ class Parts:
     leases: Leases
     handlers: Handlers
     lengths: Lengths
+    choosing: Choosing
+    retry_budget: Budget
 
 
 def steps_of(parts: Parts) -> tuple[Step, ...]:
     """The road of a call. `Settle` follows the last of them, whatever they came to."""
     return (
         Share(parts.pool),
-        Route(parts.configured, parts.breakers),
+        Route(parts.configured, parts.choosing),
         Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured), Refusals(parts.pool)),
         Admit(parts.limiter),
         Breaker(parts.breakers),
+        RetryBudget(parts.retry_budget),
         Journal(parts.pool, parts.budgets),
         Lease(parts.leases),
         Call(parts.clients, parts.breakers),
@@ -100,7 +106,13 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
 def execution_of(parts: Parts) -> Execution:
     calls = steps_of(parts)
     settle = Settle(
-        parts.finisher, parts.configured, parts.telemetry.metrics, parts.limiter, parts.lengths
+        parts.finisher,
+        parts.configured,
+        parts.choosing,
+        parts.retry_budget,
+        parts.telemetry.metrics,
+        parts.limiter,
+        parts.lengths,
     )
     handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
     return Execution((Guard(), handle, *calls), settle)
@@ -127,14 +139,17 @@ async def open_parts(
         stack.push_async_callback(telemetry.shutdown)
         handlers = await stack.enter_async_context(open_handlers(settings.handlers))
         running: dict[JobId, ClaimedJob] = {}
+        retry_budget = Budget(redis, configured)
+        breakers = Breakers(dispatch, configured, retry_budget.unshared)
+        limiter = Limiter(redis, configured, pool)
         yield Parts(
             pool,
             redis,
             dispatch,
             budgets,
             configured,
-            Breakers(dispatch, configured),
-            Limiter(redis, configured, pool),
+            breakers,
+            limiter,
             clients,
             Finisher(pool, dispatch, budgets, worker_id, running),
             telemetry,
@@ -142,6 +157,8 @@ async def open_parts(
             Leases(),
             handlers,
             Lengths(pool),
+            Choosing(configured, breakers, limiter),
+            retry_budget,
         )
 
 

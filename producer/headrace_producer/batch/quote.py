@@ -34,7 +34,7 @@ class Quoter:
     _groups: dict[Alike, Group] = field(default_factory=dict[Alike, Group])
 
     def add(self, request: BatchRequest) -> None:
-        """Count a request at the dearest of its route's targets, and expect its first one."""
+        """Count a request at the dearest of its route's targets and fallbacks, and expect its first one."""
         checked = request.checked
         default = self.snapshot.configuration.defaults.max_output_tokens
         size = len(checked.body)
@@ -69,6 +69,6 @@ class Quoter:
     def _prices_of(self, route: RouteName) -> tuple[Price, ...]:
         found = self._prices.get(route)
         if found is None:
-            targets = self.snapshot.configuration.resolve_route(route).targets
+            targets = self.snapshot.configuration.resolve_route(route).all_targets
             found = self._prices[route] = tuple(self.snapshot.prices.price(target) for target in targets)
         return found

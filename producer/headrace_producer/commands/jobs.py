@@ -14,6 +14,7 @@ from headrace_producer.batch.following import standing
 from headrace_producer.batch.output import replacing
 from headrace_producer.commands.delivery import deliver, ending_of, summary_of
 from headrace_producer.commands.options import AsJson, ErrorsFile, OutputFile
+from headrace_producer.commands.tried import tried_lines, tried_row
 from headrace_producer.connections import Connections, open_connections
 from headrace_producer.console import Console, count, in_words
 from headrace_producer.results import result_of
@@ -87,9 +88,10 @@ async def _status(console: Console, text: str) -> None:
                     )
                 console.conclude(summary_of(batch.id, batch.total, now))
             case Ending() as ending:
-                for line in _lines_of(ending):
+                tried = await jobs.list_attempts(found.connections.pool, ending.job.id)
+                for line in [*_lines_of(ending), *tried_lines(tried)]:
                     console.say(line)
-                console.conclude(_job_summary(ending))
+                console.conclude(_job_summary(ending) | {"tried": [tried_row(one) for one in tried]})
 
 
 def _lines_of(ending: Ending) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 
-from headrace_shared.dispatch import keys
+from headrace_shared.dispatch import keys, retries
 from headrace_shared.dispatch.connection import Redis, Script, milliseconds
 from headrace_shared.routes import Target
 
@@ -50,10 +50,23 @@ class Wait:
     delay: timedelta
 
 
-async def record(redis: Redis, target: Target, window: timedelta, answered: int, failed: int) -> View:
-    """Count calls and return how the breaker stands."""
-    args = [milliseconds(window), answered, failed]
-    reply = await redis.evaluate(_RECORD, [keys.breaker(str(target))], args)
+async def record(
+    redis: Redis, target: Target, window: timedelta, answered: int, failed: int, *, succeeded: int = 0
+) -> View:
+    """Count calls and return how the breaker stands.
+
+    Args:
+        redis: the dispatch.
+        target: whose breaker it is.
+        window: over which the counts that come back are summed.
+        answered: replies that speak for the target's health, refusals included.
+        failed: those that speak against it.
+        succeeded: answers of its provider, for the budget of retries.
+
+    """
+    args = [milliseconds(window), answered, failed, succeeded, milliseconds(retries.WINDOW)]
+    names = [keys.breaker(str(target)), keys.retries(target.provider)]
+    reply = await redis.evaluate(_RECORD, names, args)
     state, reopens, ok, bad, hand, probing = cast("tuple[bytes, int, int, int, int, int]", reply)
     return View(state == b"open", timedelta(milliseconds=reopens), ok, bad, hand == 1, probing == 1)
 

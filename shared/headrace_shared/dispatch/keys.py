@@ -73,6 +73,9 @@ PROBE = "headrace:probe"
 QUEUE = "headrace:queue:"
 """+ queue name: ZSET of job ids by the millisecond they are due, or their lease ends (arq's form)."""
 
+RETRIES = "headrace:retries:"
+"""+ provider: HASH of the fleet's successes and retries, in the slices of a rolling window."""
+
 SPENT = "headrace:spent"
 """HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD; `epoch` as in `headrace:money`."""
 
@@ -103,3 +106,7 @@ def bell(lane: Lane) -> str:
 
 def breaker(target: str) -> str:
     return f"{BREAKER}{target}"
+
+
+def retries(provider: str) -> str:
+    return f"{RETRIES}{provider}"

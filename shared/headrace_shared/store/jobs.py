@@ -44,6 +44,9 @@ class Attempt:
     error: str | None
     worker: str
     ended_at: datetime
+    provider: str | None = None
+    """Who was called; None where nobody was. `static`: the route's own answer was given."""
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,8 @@ async def list_attempts(database: Database, job_id: JobId) -> list[Attempt]:
             row["error"],
             row["worker"],
             row["ended_at"],
+            row["provider"],
+            row["model"],
         )
         for row in await database.fetch(_SQL["list_attempts"], job_id)
     ]

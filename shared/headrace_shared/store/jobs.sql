@@ -93,8 +93,10 @@ WHERE tenant = $1 AND id < $2 AND ($3::text IS NULL OR state = $3) AND ($4::uuid
 ORDER BY id DESC LIMIT $5;
 
 -- name: list_attempts
-SELECT run, number, call, outcome, error_class, error, worker, ended_at
-FROM headrace.attempts WHERE job_id = $1 ORDER BY number, run;
+SELECT a.run, a.number, a.outcome, a.error_class, a.error, a.worker, a.ended_at, c.provider, c.model
+FROM headrace.attempts a
+LEFT JOIN headrace.calls c ON c.job_id = a.job_id AND c.run = a.run AND c.call = a.call
+WHERE a.job_id = $1 ORDER BY a.number, a.run;
 
 -- name: cancel_job
 -- A queued job ends here; a running one is told by its worker's next heartbeat.

@@ -45,6 +45,8 @@ class ScriptedProvider:
 
     def __init__(self, answers: Sequence[Scripted]) -> None:
         self.requests: list[bytes] = []
+        self.heads: list[str] = []
+        """The request line and the headers of each request, as they came."""
         self.open = asyncio.Event()
         self.open.set()
         self._answers = list(answers)
@@ -71,7 +73,12 @@ class ScriptedProvider:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"{self.address}/v1"
+
+    @property
+    def address(self) -> str:
+        """Without a path."""
+        return f"http://127.0.0.1:{self._port}"
 
     def script(self, *answers: Scripted) -> None:
         """Give these answers from now on."""
@@ -107,6 +114,7 @@ class ScriptedProvider:
         body = await reader.readexactly(length)
         async with self._arrived:
             self.requests.append(body)
+            self.heads.append(head.decode("latin-1"))
             self._arrived.notify_all()
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         await self.open.wait()

@@ -6,7 +6,7 @@ put back, and its next run finds in the journal what this one was answered.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from headrace_shared.ids import CallNumber
@@ -76,23 +76,26 @@ class Calls:
             task.cancel()
 
     async def _make(self, ask: Ask) -> Recalled | Rejected | PutOff:
-        run = Run(self._job, self._next(), self._job.attempts, ask)
+        number = self._next()
+        # The first call that a later attempt does not find answered is the one that failed, or like it.
+        is_retry = self._job.attempts > 0 and number == 1
+        run = Run(self._job, number, self._job.attempts, ask, is_retry)
         snoozed = timedelta(0)
         while True:
             run, settled = await self._go(run)
             match settled:
-                case Again(again, delay) if not self.closing:
-                    attempts = again.attempts
+                case Again(following, delay) if not self.closing:
+                    pass
                 # A refused intent may mean that the answer is there already: the next run knows.
                 case Snoozed(delay, reason) if reason is not WaitReason.EPOCH and not self.closing:
                     snoozed += delay
                     if snoozed > self._slot_wait():
                         return PutOff(settled, run.attempts)
-                    attempts = run.attempts
+                    following = Run(self._job, run.call, run.attempts, ask, run.is_retry)
                 case _:
                     return _concluded(run, settled)
             await asyncio.sleep(delay.total_seconds())
-            run = Run(self._job, self._next(), attempts, ask)
+            run = replace(following, call=self._next())
 
     async def _go(self, run: Run) -> tuple[Run, Again | Outcome]:
         cancelled = False

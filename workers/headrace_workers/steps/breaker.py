@@ -15,7 +15,7 @@ class Breaker:
         self._breakers = breakers
 
     async def __call__(self, run: Run) -> Run:
-        if run.target is None:
+        if run.target is None or run.permit is not None:
             return run
         try:
             permit = await self._breakers.of(run.target).admit(hold_id(run.job.id, run.job.run, run.call))

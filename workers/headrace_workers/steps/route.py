@@ -6,22 +6,30 @@ from headrace_shared.errors import InvalidRequest, UnknownPrice
 from headrace_shared.outcome import ErrorClass, Failed, Failure
 from headrace_shared.request import prepare
 from headrace_shared.routes import Target
-from headrace_workers.breaker import Breakers
+from headrace_workers.breaker import Permit
+from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
-from headrace_workers.execution import Run
+from headrace_workers.execution import Ask, Run
+from headrace_workers.last_resort import NO_REQUEST, no_price, static_target
 
 
 class Route:
-    def __init__(self, configured: Configured, breakers: Breakers) -> None:
+    def __init__(self, configured: Configured, choosing: Choosing) -> None:
         self._configured = configured
-        self._breakers = breakers
+        self._choosing = choosing
 
     async def __call__(self, run: Run) -> Run:
         if run.ask is None:
             return run
+        if run.last_resort is not None:
+            return self._towards(run, static_target(run.ask.route))
+        return self._prepared(run, run.ask)
+
+    def _prepared(self, run: Run, ask: Ask) -> Run:
         now = self._configured.now
         try:
-            target = self._choose(now.configuration.resolve_route(run.ask.route).targets)
+            route = now.configuration.resolve_route(ask.route)
+            target = run.bound_for or self._choosing.first(route, run.met, len(ask.body))
             price = now.prices.price(target)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
@@ -29,11 +37,15 @@ class Route:
             return run.ended(Failed(Failure(ErrorClass.NO_ROUTE, error.message)))
         most = now.configuration.defaults.max_output_tokens
         try:
-            request = prepare(run.ask.body, run.ask.endpoint, target.model, most)
+            request = prepare(ask.body, ask.endpoint, target.model, most)
         except InvalidRequest as error:
             return run.ended(Failed(Failure(ErrorClass.BAD_REQUEST, error.message)))
-        return replace(run, target=target, price=price, request=request)
+        # From here on `settle` takes it back: nothing is awaited in between.
+        self._choosing.taken(target)
+        timeouts = route.timeouts.get(target)
+        return replace(run, target=target, price=price, request=request, timeouts=timeouts)
 
-    def _choose(self, targets: tuple[Target, ...]) -> Target:
-        """Take the first whose breaker lets calls through, else the first."""
-        return next((target for target in targets if not self._breakers.of(target).is_open), targets[0])
+    def _towards(self, run: Run, target: Target) -> Run:
+        """Nobody is called: no breaker is asked, and what is held for it is nothing."""
+        self._choosing.taken(target)
+        return replace(run, target=target, price=no_price(target), request=NO_REQUEST, permit=Permit())

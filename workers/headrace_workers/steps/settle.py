@@ -20,15 +20,20 @@ from headrace_shared.outcome import (
     Retry,
     Snoozed,
     Succeeded,
+    WaitReason,
 )
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
 from headrace_shared.usage import Usage
+from headrace_workers.breaker import is_unhealthy
+from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Run
 from headrace_workers.finisher import REJECTED, Finish, Finisher
 from headrace_workers.lengths import Lengths
 from headrace_workers.limiting import Limiter
+from headrace_workers.onward import Onward
 from headrace_workers.replies import Answered, Refused, Unknown
+from headrace_workers.retry_budget import RetryBudget
 from headrace_workers.retrying import decide
 from headrace_workers.telemetry import Metrics
 
@@ -42,6 +47,8 @@ class Settle:
         self,
         finisher: Finisher,
         configured: Configured,
+        choosing: Choosing,
+        retries: RetryBudget,
         metrics: Metrics,
         limiter: Limiter,
         lengths: Lengths | None = None,
@@ -50,6 +57,9 @@ class Settle:
         self._limiter = limiter
         self._lengths = lengths
         self._configured = configured
+        self._choosing = choosing
+        self._retries = retries
+        self._onward = Onward(configured, choosing)
         self._metrics = metrics
 
     async def __call__(self, run: Run) -> Again | Outcome:
@@ -58,14 +68,15 @@ class Settle:
             self._limiter.settle(run.admission, run.reply)
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
-        goes_on = self._goes_on(run, outcome)
+        self._learn(run)
+        onward = self._onward(run, outcome, attempts)
         within = _is_within(run)
         finish = Finish(
             entry=Entry(run.job.queue, run.job.id),
             conclusion=_conclusion(run),
-            attempt=None if within else _attempt(run, outcome, attempts),
+            attempt=None if within else _attempt(run, outcome, attempts, goes_on=onward is not None),
             settlement=_settlement(run),
-            end=None if goes_on or within else _end(run, outcome, attempts),
+            end=None if onward or within else _end(run, outcome, attempts),
             may_lead=run.job.flight is not None,
         )
         self._count(run, finish)
@@ -80,18 +91,16 @@ class Settle:
             return ended
         if not owned:
             self._metrics.fenced_writes()
-        if goes_on and isinstance(outcome, Retry):
+        if onward and isinstance(outcome, Retry | Failed):
             self._metrics.retried(outcome.failure.error_class)
-            return Again(run.again(attempts), outcome.delay)
-        return outcome
+        return onward or outcome
 
-    def _goes_on(self, run: Run, outcome: Outcome) -> bool:
-        # A handler begins anew in a run of its own, which replays what this one leaves.
-        return (
-            run.ask is not None
-            and isinstance(outcome, Retry)
-            and outcome.delay <= self._configured.now.retries.slot_wait
-        )
+    def _learn(self, run: Run) -> None:
+        if run.target is None:
+            return
+        self._choosing.ended(run.target, run.reply)
+        if isinstance(run.reply, Answered) and run.reply.failure is None and run.last_resort is None:
+            self._retries.succeeded(run.target.provider)
 
     def _count(self, run: Run, finish: Finish) -> None:
         conclusion = finish.conclusion
@@ -122,6 +131,10 @@ class Settle:
                 return outcome
 
     def _outcome_of_reply(self, run: Run) -> Outcome:
+        if _is_refused_probe(run):
+            # It says how the target is, and nothing of the job: an outage would use up the attempts
+            # of those that happen to be sent ahead. One that may have been billed is an attempt.
+            return Snoozed(self._configured.now.breaker.cooldown, WaitReason.BREAKER)
         match run.reply:
             case Answered(failure=failure) if failure is None:
                 return Succeeded()
@@ -138,6 +151,11 @@ class Settle:
             attempts=run.attempts + 1,
             max_attempts=run.job.max_attempts,
         )
+
+
+def _is_refused_probe(run: Run) -> bool:
+    is_probe = run.permit is not None and run.permit.owner is not None
+    return is_probe and isinstance(run.reply, Refused) and is_unhealthy(run.reply)
 
 
 def _is_within(run: Run) -> bool:
@@ -228,7 +246,7 @@ def _settlement(run: Run) -> Settlement | None:
     return Settlement(run.held.id, _cost(run), _suspense(run) if in_suspense else ZERO)
 
 
-def _attempt(run: Run, outcome: Outcome, attempts: int) -> AttemptRecord | None:
+def _attempt(run: Run, outcome: Outcome, attempts: int, *, goes_on: bool) -> AttemptRecord | None:
     call = run.call if run.journalled else None
     match outcome:
         case Succeeded():
@@ -236,7 +254,7 @@ def _attempt(run: Run, outcome: Outcome, attempts: int) -> AttemptRecord | None:
         case Retry(_, failure):
             return _failed_attempt(run, attempts, call, "retried", failure)
         case Failed(failure):
-            return _failed_attempt(run, attempts, call, "failed", failure)
+            return _failed_attempt(run, attempts, call, "retried" if goes_on else "failed", failure)
         case Snoozed() | Cancelled() | Expired():
             return None
 

@@ -4,6 +4,7 @@ local WAITING, LANES, PARKED, GATES = 'headrace:waiting', 'headrace:lanes', 'hea
 local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
 local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
 local LIMITS, LIMITER, PERMITS = 'headrace:limits', 'headrace:limiter:', 'headrace:permits:'
+local RETRIES = 'headrace:retries:'
 local MONEY, SPENT, HOLDS, HOLD_LEASES = 'headrace:money', 'headrace:spent', 'headrace:holds', 'headrace:hold-leases'
 
 -- Numbers as scripts write them; nil for what somebody else left here.
@@ -21,6 +22,12 @@ local function now_ms()
     local time = redis.call('TIME')
     local shift = redis.call('GET', CLOCK)
     return time[1] * 1000 + math.floor(time[2] / 1000) + (shift and whole_of(shift) or 0)
+end
+
+-- The millisecond at which the present tenth of a rolling window began.
+local function slice_of(now, window)
+    local slice = math.max(1, math.floor(window / 10))
+    return math.floor(now / slice) * slice
 end
 
 -- The same where a script cannot go on without it: it stops, the key is dropped (repair.lua),

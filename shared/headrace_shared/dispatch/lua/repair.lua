@@ -8,7 +8,7 @@ local TYPES = {
     [Q] = 'zset', [ACTIVE] = 'zset', [WAITING] = 'zset', [HOLD_LEASES] = 'zset', [BELL] = 'list',
     [FEEDER_BELL] = 'list', [PARKED] = 'set', [DEEP] = 'set', [HUNGRY] = 'set', [LANES] = 'hash',
     [GATES] = 'hash', [MONEY] = 'hash', [SPENT] = 'hash', [HOLDS] = 'hash', [BREAKER] = 'hash', [FED] = 'string',
-    [CLOCK] = 'string', [LIMITS] = 'hash', [LIMITER] = 'hash', [PERMITS] = 'zset',
+    [CLOCK] = 'string', [LIMITS] = 'hash', [LIMITER] = 'hash', [PERMITS] = 'zset', [RETRIES] = 'hash',
 }
 local MONEYS = {[MONEY] = true, [SPENT] = true, [HOLDS] = true, [HOLD_LEASES] = true}
 local dropped, money = {}, ARGV[2] == '1'
@@ -28,6 +28,7 @@ local READABLE = {
         return whole_of(value) or not (string.match(field, '^limit|') or string.match(field, '^end|'))
     end,
     [LIMITER] = function(_, value) return number_of(value) end,
+    [RETRIES] = function(field, value) return string.match(field, '^%a+:%d+$') and whole_of(value) end,
     [BREAKER] = function(field, value)
         return field == 'probe' or field == 'state' and value == 'open' or whole_of(value)
     end,
