@@ -103,6 +103,7 @@ Flag: TypeAlias = Annotated[bool, Field(strict=True)]
 Text: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
 Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
+TenantName: TypeAlias = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
 Headers: TypeAlias = Annotated[dict[str, str], AfterValidator(_check_headers)]
 Secret: TypeAlias = Annotated[

@@ -208,6 +208,9 @@ class Redis:
         value = cast("bytes | None", await self._mended(partial(self._command, "GET", key)))
         return None if value is None else value.decode(errors="replace")
 
+    async def set_text(self, key: str, value: str) -> None:
+        await self._mended(partial(self._command, "SET", key, value))
+
     async def hash(self, key: str) -> Mapping[str, str]:
         """Return all fields of a hash; bytes that are no text in them are replaced."""
         reply = await self._mended(partial(self._command, "HGETALL", key))
