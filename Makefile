@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench recovery pins local
+.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench recovery bench-fairness pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -52,6 +52,9 @@ bench: .venv/.installed ## what a job costs, beside the bare provider call
 
 recovery: .venv/.installed ## how long it takes, and what it costs, to recover from crashes
 	$(BIN)/python benchmarks --only recovery $(ARGS)
+
+bench-fairness: .venv/.installed ## what a flood of one tenant does to the others; ARGS="--jobs 1000000" is the flood
+	$(BIN)/python benchmarks --only fairness $(ARGS)
 
 pins: ## requirements/*.txt from pyproject.toml; ARGS=--upgrade renews every version
 	requirements/compile.sh $(ARGS)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import enqueueing
+import fairness
 import machine
 import many_workers
 import memory
@@ -30,8 +31,9 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "pickup": pickup.measure,
     "memory": memory.measure,
     "recovery": recovery.measure,
+    "fairness": fairness.measure,
 }
-_ON_REQUEST = ("recovery",)
+_ON_REQUEST = ("recovery", "fairness")
 """Measured only when named: they last minutes."""
 
 

@@ -87,17 +87,9 @@ for _, queue in ipairs(queues) do
     if amount ~= 0 then correct(lane, tenant_of(queue), amount, floor) end
 end
 
--- Where one of them ran as many as it may, there is room again, in all its lanes.
 for _, tenant in ipairs(tenants) do
     local cap = 'tenant:' .. tenant
     redis.call('ZREM', RUNNING .. cap, unpack(returned[tenant]))
-    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
-        local lane = string.match(place, '^([^:]+):')
-        if lane and place == lane .. ':' .. tenant then
-            join(lane, tenant)
-            ring(BELL .. lane)
-        end
-    end
-    redis.call('DEL', FULL .. cap)
+    bring_back(cap)
 end
 return (#ARGV) / 4

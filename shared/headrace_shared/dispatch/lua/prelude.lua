@@ -83,6 +83,18 @@ local function leave(lane, tenant)
     redis.call('SET', OWED .. lane .. ':' .. tenant, virtual, 'PX', OWED_MS)
 end
 
+-- There is room again under a cap: those that stepped aside for it join the others.
+local function bring_back(cap)
+    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
+        local lane, tenant = string.match(place, '^([^:]+):([^:]+)$')
+        if lane then
+            join(lane, tenant)
+            ring(BELL .. lane)
+        end
+    end
+    redis.call('DEL', FULL .. cap)
+end
+
 -- A queue that may have a job due joins the others of its tenant, beside the one that is next.
 -- What is not the name of one joins nothing.
 local function activate(queue)
