@@ -62,8 +62,8 @@ class Fleet:
         self._slots = slots
         self._random = Random(seed)  # noqa: S311
 
-    async def fill(self) -> list[Entry]:
-        free = self._slots - len(self.running)
+    async def fill(self, most: int = 10**6) -> list[Entry]:
+        free = min(most, self._slots - len(self.running))
         claim = await self.dispatch.claim(free, LANES, LEASE, LEASE, terms=self.terms)
         self.running += claim.entries
         return claim.entries
@@ -142,20 +142,19 @@ async def test_a_backlog_a_thousand_times_as_deep_gets_no_more(pool: Pool, redis
     assert jain([taken[tenant] for tenant in (A, *small)]) >= 0.95, taken
 
 
-@pytest.mark.parametrize("credit", [False, True], ids=["", "and was charged too much"])
-async def test_a_single_job_has_the_first_slot_that_is_free(dispatch: Dispatch, *, credit: bool) -> None:
+@pytest.mark.parametrize("cost", [10**9, 10**10, 0], ids=["", "charged too little", "charged too much"])
+async def test_a_single_job_has_the_first_slot_that_is_free(dispatch: Dispatch, cost: int) -> None:
+    """Whatever those cost that are out, and were charged a dollar each."""
     costs = {A: 10**9, B: 1_000_000}
     fleet = Fleet(dispatch, costs, slots=20)
     await push(dispatch, queue(A), 2000)
-    for _ in range(5):
-        await fleet.fill()
-        await fleet.end(5)
-    await fleet.fill()
-    if credit:
-        costs[A] = 0
+    for _ in range(100):
+        await fleet.fill(1)
+        await fleet.end(len(fleet.running) - 19)
+    costs[A] = cost
+    await fleet.end(18)
     (lone,) = await push(dispatch, queue(B))
-    assert lone.queue.tenant not in {entry.queue.tenant for entry in await fleet.end(1)}
-    assert await fleet.fill() == [lone]
+    assert await fleet.fill(1) == [lone]
 
 
 async def test_who_leaves_for_a_moment_does_not_begin_anew(dispatch: Dispatch) -> None:
@@ -170,6 +169,17 @@ async def test_who_leaves_for_a_moment_does_not_begin_anew(dispatch: Dispatch) -
     for _ in range(20):
         assert again not in await fleet.fill()
         await fleet.end(1)
+
+
+async def test_who_comes_with_one_job_at_a_time_gets_no_more(dispatch: Dispatch) -> None:
+    fleet = Fleet(dispatch, {A: 10_000_000, B: 1_000_000}, slots=1)
+    await push(dispatch, queue(B), 400)
+    while fleet.spent[B] < 200_000_000:
+        if await dispatch.due([queue(A)]) == [0]:
+            await push(dispatch, queue(A))
+        await fleet.fill()
+        await fleet.end(1)
+    assert fleet.spent[A] / fleet.spent[B] == pytest.approx(1, rel=0.2)
 
 
 @pytest.mark.usefixtures("environment", "provider")

@@ -72,12 +72,12 @@ end
 local terms = {}
 local function terms_of(tenant)
     if terms[tenant] then return terms[tenant] end
-    local found = {weight = 1, room = math.huge, cap = 'tenant:' .. tenant}
+    local found = {weight = 1, room = math.huge, cap = cap_of(tenant)}
     redis.call('ZREMRANGEBYSCORE', RUNNING .. found.cap, '-inf', now)
     if any_terms then
         local said = redis.call('HMGET', TENANTS, 'weight|' .. tenant, 'concurrent|' .. found.cap)
-        found.weight = said[1] and read(whole_of, said[1]) or 1
-        local most = said[2] and read(whole_of, said[2])
+        found.weight = said[1] and read(count_of, said[1]) or 1
+        local most = said[2] and read(count_of, said[2])
         if most then
             -- No lease is that long: it is nobody's.
             redis.call('ZREMRANGEBYSCORE', RUNNING .. found.cap, now + 86400000, '+inf')
@@ -167,7 +167,8 @@ while slots > 0 do
     if not lane then break end
     local head = redis.call('ZRANGE', TURN .. lane, 0, 0, 'WITHSCORES')
     local tenant, queues = head[1], ACTIVE .. lane .. ':' .. (head[1] or '')
-    local queue = tenant and redis.call('ZRANGE', queues, 0, 0)[1]
+    local first = tenant and redis.call('ZRANGE', queues, 0, 0, 'WITHSCORES') or {}
+    local queue = first[1]
     if not tenant then
         exhausted[lane] = true
     elseif not queue then
@@ -176,10 +177,11 @@ while slots > 0 do
         redis.call('ZREM', queues, queue)
         if not is_queue(queue) then redis.call('UNLINK', Q .. queue) end
         foreign = foreign + 1
-    elseif not number_of(head[2]) then
+    elseif not number_of(head[2]) or not number_of(first[2]) then
         -- No virtual time that was ever reached: it would be served always, or never.
         redis.call('ZREM', TURN .. lane, tenant)
-        join(lane, tenant)
+        redis.call('ZREM', queues, queue)
+        activate(queue)
     elseif terms_of(tenant).room <= 0 then
         step_aside(lane, tenant, queue)
     else

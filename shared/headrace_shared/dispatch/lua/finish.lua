@@ -44,16 +44,16 @@ local function learn(before, bill)
     return before and mean + (before - mean) * 0.9 ^ bill.ended or mean
 end
 
--- A tenant is never put back before the last served one: who comes new would wait for it to catch up.
+-- Whatever is refunded, a tenant stays behind one that comes new, which would wait for it to catch up.
 local function correct(lane, tenant, amount, floor)
-    local weight = read(whole_of, redis.call('HGET', TENANTS, 'weight|' .. tenant) or '1')
+    local weight = read(count_of, redis.call('HGET', TENANTS, 'weight|' .. tenant) or '1')
     local place, active = lane .. ':' .. tenant, redis.call('ZSCORE', TURN .. lane, tenant)
     local owed = active or redis.call('GET', OWED .. place)
     local virtual = math.max(owed and number_of(owed) or floor, floor)
-    virtual = math.max(virtual + amount / weight, floor)
+    virtual = math.max(virtual + amount / weight, floor + LEAST / weight)
     if active then
         redis.call('ZADD', TURN .. lane, virtual, tenant)
-    elseif virtual > floor then
+    else
         redis.call('SET', OWED .. place, virtual, 'PX', OWED_MS)
     end
 end
@@ -88,7 +88,7 @@ for _, queue in ipairs(queues) do
 end
 
 for _, tenant in ipairs(tenants) do
-    local cap = 'tenant:' .. tenant
+    local cap = cap_of(tenant)
     redis.call('ZREM', RUNNING .. cap, unpack(returned[tenant]))
     bring_back(cap)
 end

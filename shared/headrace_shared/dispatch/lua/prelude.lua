@@ -17,6 +17,11 @@ local function whole_of(text)
     return #text < 19 and string.match(text, '^-?%d+$') and tonumber(text) or nil
 end
 
+local function count_of(text)
+    local number = whole_of(text)
+    return number and number > 0 and number or nil
+end
+
 -- The server's time in milliseconds, moved by what tests put into headrace:clock.
 local function now_ms()
     local time = redis.call('TIME')
@@ -49,6 +54,11 @@ end
 
 local function tenant_of(queue)
     return string.match(queue, '[^:]*$')
+end
+
+-- The name of the cap under which a tenant's jobs run; there may be caps of other names.
+local function cap_of(tenant)
+    return 'tenant:' .. tenant
 end
 
 local function is_queue(name)

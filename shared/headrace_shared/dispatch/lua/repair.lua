@@ -23,7 +23,7 @@ end
 local READABLE = {
     [LANES] = function(_, value) return number_of(value) end,
     [GATES] = function(_, value) return whole_of(value) end,
-    [TENANTS] = function(_, value) return (whole_of(value) or 0) > 0 end,
+    [TENANTS] = function(_, value) return count_of(value) end,
     [SPENT] = function(field, value) return is_epoch(field, value) or whole_of(value) end,
     [HOLDS] = function(field, value) return is_epoch(field, value) or string.match(value, '^%d+\n.') end,
     [MONEY] = function(field, value)
