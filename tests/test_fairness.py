@@ -172,13 +172,13 @@ async def test_who_leaves_for_a_moment_does_not_begin_anew(dispatch: Dispatch) -
 
 
 async def test_who_comes_with_one_job_at_a_time_gets_no_more(dispatch: Dispatch) -> None:
-    fleet = Fleet(dispatch, {A: 10_000_000, B: 1_000_000}, slots=1)
-    await push(dispatch, queue(B), 400)
-    while fleet.spent[B] < 200_000_000:
+    fleet = Fleet(dispatch, {A: 100_000_000, B: 1_000_000}, slots=16)
+    await push(dispatch, queue(B), 3000)
+    while fleet.spent[B] < 1_500_000_000:
         if await dispatch.due([queue(A)]) == [0]:
             await push(dispatch, queue(A))
         await fleet.fill()
-        await fleet.end(1)
+        await fleet.end(16)
     assert fleet.spent[A] / fleet.spent[B] == pytest.approx(1, rel=0.2)
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator
 
 from headrace_shared.durations import format_duration, parse_duration
+from headrace_shared.ids import TENANT_NAME
 from headrace_shared.money import MAX_AMOUNT, NANO_PER_USD
 from headrace_shared.routes import Target
 from headrace_shared.secrets import SecretReference
@@ -61,6 +62,12 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_tenant(name: str) -> str:
+    if not TENANT_NAME.fullmatch(name):
+        raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underscores")
+    return name
+
+
 def _check_target(text: str) -> str:
     Target.parse(text)
     return text
@@ -103,7 +110,7 @@ Flag: TypeAlias = Annotated[bool, Field(strict=True)]
 Text: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=200)]
 Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
-TenantName: TypeAlias = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+TenantName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_tenant)]
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
 Headers: TypeAlias = Annotated[dict[str, str], AfterValidator(_check_headers)]
 Secret: TypeAlias = Annotated[
