@@ -63,7 +63,7 @@ async def measure(jobs: int) -> list[Figure]:
         Figure(
             name, "wait of another's single job, median", 1000 * statistics.median(beside), "ms", at_most=turn
         ),
-        Figure(name, "wait of another's single job, longest", 1000 * max(beside), "ms"),
+        Figure(name, "wait of another's single job, longest", 1000 * max(beside), "ms", at_most=turn),
         Figure(name, "the same without the flood, longest", 1000 * max(alone), "ms"),
         Figure(name, "a slot's time: slots / pace", turn, "ms"),
     ]
