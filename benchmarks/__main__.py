@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import enqueueing
+import fairness
 import machine
 import many_workers
 import memory
@@ -34,8 +35,9 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "recovery": recovery.measure,
     "quote": quoting.measure,
     "outage": outage.measure,
+    "fairness": fairness.measure,
 }
-_ON_REQUEST = ("recovery", "quote", "outage")
+_ON_REQUEST = ("recovery", "quote", "outage", "fairness")
 """Measured only when named: they last minutes, or run no jobs."""
 
 

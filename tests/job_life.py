@@ -41,8 +41,8 @@ from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leases import Leases
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
-from headrace_workers.steps.downgrade import cheaper
 from headrace_workers.retry_budget import RetryBudget
+from headrace_workers.steps.downgrade import cheaper
 from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal

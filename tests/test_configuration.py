@@ -7,6 +7,8 @@ import pytest
 
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest, MissingSetting
+from headrace_shared.ids import Tenant
+from headrace_shared.policy import Terms
 from headrace_shared.routes import Route, Target
 from headrace_shared.secrets import SecretReference
 
@@ -36,6 +38,12 @@ concurrent = 50
 [lanes]
 urgent = 16
 batch = 2
+
+[tenants.acme]
+weight = 3
+
+[tenants."Big_Co.2"]
+concurrent = 20
 
 [retries]
 initial = "500ms"
@@ -80,6 +88,7 @@ def test_what_a_file_says_is_what_is_handed_out() -> None:
     assert configuration.prices["groq/llama/8b"].input == Decimal("0.05")
     assert configuration.limits["openai/gpt-4o-mini"].concurrent == 50
     assert configuration.lane_weights() == {"interactive": 8, "default": 4, "batch": 2, "urgent": 16}
+    assert configuration.terms(7) == Terms(7, {Tenant("acme"): 3}, {Tenant("Big_Co.2"): 20})
     assert configuration.retry_policy().initial == timedelta(milliseconds=500)
     assert configuration.retry_policy().maximum == timedelta(seconds=30)
     assert configuration.breaker_policy().failure_rate == 0.25
@@ -132,6 +141,8 @@ def test_another_provider_never_gets_the_key_of_openai() -> None:
             '[providers.openai]\nbase_urll = "x"',
             r"providers\.openai\.base_urll: unknown key \(did you mean base_url",
         ),
+        ("[tenants.acme]\nconcurrent = 0", r"tenants\.acme\.concurrent: must be"),
+        ('[tenants."a b"]', r"tenants\..*: must be 1 to 64 letters"),
         ("[provider.openai]", r"provider: unknown key \(did you mean providers"),
         (
             '[routes.a]\ntargets = [{ provider = "openai", modle = "m" }]',

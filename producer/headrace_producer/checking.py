@@ -1,6 +1,5 @@
 """What a caller hands in becomes a job here, or is refused with the field and the reason."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +19,7 @@ from headrace_shared.handlers import (
     handler_of,
     parse_handler_name,
 )
-from headrace_shared.ids import Lane, RouteName, Tenant, new_job_id
+from headrace_shared.ids import TENANT_NAME, Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import NewJob
 from headrace_shared.jsonvalue import refuse_not_finite
 from headrace_shared.money import NanoUSD, parse_usd
@@ -33,8 +32,6 @@ MAX_KEY_LENGTH = 255
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_LENGTH = 64
 MAX_METADATA_VALUE_LENGTH = 512
-
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +122,7 @@ class Checker:
 
 
 def check_tenant(tenant: object) -> Tenant:
-    if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
+    if not isinstance(tenant, str) or not TENANT_NAME.fullmatch(tenant):
         raise InvalidRequest(
             field="tenant", reason="must be 1 to 64 letters, digits, dots, dashes and underscores"
         )

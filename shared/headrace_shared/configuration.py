@@ -40,10 +40,11 @@ from headrace_shared.configuration_fields import (
     Secret,
     Share,
     TargetName,
+    TenantName,
     Text,
 )
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest
-from headrace_shared.ids import Lane, RouteName
+from headrace_shared.ids import Lane, RouteName, Tenant
 from headrace_shared.jsonvalue import is_table
 from headrace_shared.limits import Ceiling, limiter_name
 from headrace_shared.policy import (
@@ -51,6 +52,7 @@ from headrace_shared.policy import (
     RetryPolicy,
     SuspensePolicy,
     SuspenseRule,
+    Terms,
     Timeouts,
     WebhookPolicy,
 )
@@ -166,6 +168,13 @@ class LimitSection(_Section):
     concurrent: Count | None = None
 
 
+class TenantSection(_Section):
+    weight: Count = 1
+    """Of its share of a lane, by cost."""
+    concurrent: Count | None = None
+    """How many of its jobs run at a time, at most, in all lanes together."""
+
+
 class RetrySection(_Section):
     max_attempts: Count = 6
     initial: PositiveDuration = timedelta(seconds=1)
@@ -237,6 +246,7 @@ class Configuration(_Section):
     """The three default lanes always exist; a file changes their weights or adds others."""
     leases: Mapping[Name, PositiveDuration] = {}
     """Of the lanes whose jobs are held longer, or shorter, than a worker's own lease says."""
+    tenants: Mapping[TenantName, TenantSection] = {}
     retries: RetrySection = RetrySection()
     breaker: BreakerSection = BreakerSection()
     webhooks: WebhookSection = WebhookSection()
@@ -316,6 +326,14 @@ class Configuration(_Section):
     def lane_leases(self) -> Mapping[Lane, timedelta]:
         """Return the leases of the lanes that have one of their own."""
         return {Lane(name): lease for name, lease in self.leases.items()}
+
+    def terms(self, version: int) -> Terms:
+        """Return what tenants get of the workers, as this version says."""
+        return Terms(
+            version,
+            {Tenant(name): each.weight for name, each in self.tenants.items() if each.weight != 1},
+            {Tenant(name): each.concurrent for name, each in self.tenants.items() if each.concurrent},
+        )
 
     def retry_policy(self) -> RetryPolicy:
         return RetryPolicy(

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Pl
 
 from headrace_shared.durations import format_duration, parse_duration
 from headrace_shared.errors import InvalidWebhook
+from headrace_shared.ids import TENANT_NAME
 from headrace_shared.money import MAX_AMOUNT, NANO_PER_USD
 from headrace_shared.routes import Target
 from headrace_shared.secrets import SecretReference
@@ -64,6 +65,12 @@ def _parse_secret(given: object) -> SecretReference:
 def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("must be a name of lower-case letters, digits, dots, dashes and underscores")
+    return name
+
+
+def _check_tenant(name: str) -> str:
+    if not TENANT_NAME.fullmatch(name):
+        raise ValueError("must be 1 to 64 letters, digits, dots, dashes and underscores")
     return name
 
 
@@ -131,6 +138,7 @@ LongText: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length
 Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)]
 LimiterName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_limiter)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
+TenantName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_tenant)]
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
 EventURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_event_url)]
 HeaderName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_header_name)]

@@ -25,6 +25,9 @@ CallNumber = NewType("CallNumber", int)
 """The number of a provider call within one run, from 1."""
 
 
+TENANT_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""What a tenant may be called."""
+
 _HOLD_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(:[0-9]{1,9}){2}")
 
 

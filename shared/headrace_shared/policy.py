@@ -1,9 +1,12 @@
 """How the parts behave: small values that the configuration hands out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from types import MappingProxyType
 
+from headrace_shared.ids import Tenant
 from headrace_shared.secrets import SecretReference
 
 
@@ -104,3 +107,17 @@ class SuspensePolicy:
 
     after: timedelta
     rule: SuspenseRule
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What tenants get of the workers: by default a share of one, and as many slots as are free."""
+
+    version: int
+    """Of the configuration."""
+    weights: Mapping[Tenant, int]
+    concurrent: Mapping[Tenant, int]
+    """How many of a tenant's jobs run at a time, at most."""
+
+
+NO_TERMS = Terms(0, MappingProxyType({}), MappingProxyType({}))

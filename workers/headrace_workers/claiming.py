@@ -11,6 +11,7 @@ from datetime import timedelta
 from headrace_shared.dispatch.dispatch import Claim, Dispatch, Entry
 from headrace_shared.errors import DispatchUnavailable, InvalidConfiguration
 from headrace_shared.ids import JobId, Lane, WorkerId
+from headrace_shared.money import ZERO
 from headrace_shared.store import claims
 from headrace_shared.store.claims import Claims, Standing, Unclaimed
 from headrace_shared.store.pool import UNREACHABLE, Pool
@@ -102,12 +103,14 @@ class Claiming:
             UNREACHABLE: the ids that were taken come back in a moment, or when their leases end.
 
         """
+        configured = self._configured.now
         claim = await self._dispatch.claim(
             free,
             self.lanes(),
             self._lease,
-            self._configured.now.breaker.probe_lease,
+            configured.breaker.probe_lease,
             leases=self._leases(),
+            terms=configured.terms,
         )
         if claim.foreign:
             self._metrics.foreign_dropped(claim.foreign)
@@ -127,7 +130,9 @@ class Claiming:
             UNREACHABLE: none was claimed.
 
         """
-        found = await self._store_claims.claim(free, self.lanes(), self._lease_of, take_suspect=self._take)
+        found = await self._store_claims.claim(
+            free, self.lanes(), self._lease_of, self._take, self._configured.now.terms
+        )
         await self._start_claimed(found)
         return bool(found.jobs)
 
@@ -187,7 +192,8 @@ class Claiming:
         suspects = [one.id for one in found.values() if one.standing is Standing.SUSPECT]
         taken = {job_id for job_id in suspects if self._take(job_id)}
         await self._dispatch.finish(
-            [(entry, _STARTING if entry.id in taken else _due_in(found.get(entry.id))) for entry in entries]
+            [(entry, _STARTING if entry.id in taken else _due_in(found.get(entry.id))) for entry in entries],
+            costs=dict.fromkeys(entries, ZERO),
         )
 
     def _take(self, job_id: JobId) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from headrace_shared.configuration import Configuration
-from headrace_shared.policy import BreakerPolicy, RetryPolicy
+from headrace_shared.policy import BreakerPolicy, RetryPolicy, Terms
 from headrace_shared.prices import PriceBook
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import Database
@@ -19,6 +19,7 @@ class Snapshot:
     prices: PriceBook
     retries: RetryPolicy
     breaker: BreakerPolicy
+    terms: Terms
 
 
 class Configured:
@@ -50,4 +51,5 @@ def _snapshot(versioned: configurations.Versioned) -> Snapshot:
         PriceBook(configuration),
         configuration.retry_policy(),
         configuration.breaker_policy(),
+        configuration.terms(versioned.version),
     )

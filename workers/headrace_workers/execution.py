@@ -37,8 +37,8 @@ from headrace_shared.prices import Price
 from headrace_shared.request import Endpoint, PreparedRequest
 from headrace_shared.routes import Target
 from headrace_workers.breaker import Permit
-from headrace_workers.limiting import Admission
 from headrace_workers.choosing import Met
+from headrace_workers.limiting import Admission
 from headrace_workers.replies import Reply
 
 _logger = logging.getLogger(__name__)

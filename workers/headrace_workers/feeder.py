@@ -64,7 +64,8 @@ class Feeder:
         began = time.monotonic()
         if not await self._dispatch.is_fed():
             _logger.warning("the dispatch is new, was wiped, or is an old copy: its queues are filled anew")
-            await self._dispatch.begin_afresh()
+            # What runs is counted before anything is claimed that a cap allows only because of the loss.
+            await self._dispatch.begin_afresh(await feed.running_jobs(self._pool))
         # Before any queue is filled whose jobs are to stay in it.
         await self._pauses.put_in_place()
         queues = await feed.due_queues(self._pool)

@@ -21,6 +21,7 @@ from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import ClaimedJob, JobState
 from headrace_shared.logs import Occasional
+from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import Retry, Snoozed, WaitReason
 from headrace_shared.store import runs
 from headrace_shared.store.pool import UNREACHABLE, Pool
@@ -158,7 +159,9 @@ class Finisher:
         settlements = [one.finish.settlement for one in batch if one.finish.settlement]
         entries = [(one.finish.entry, one.delay) for one in batch if one.state]
         try:
-            await asyncio.gather(self._budgets.settle(settlements), self._dispatch.finish(entries))
+            await asyncio.gather(
+                self._budgets.settle(settlements), self._dispatch.finish(entries, costs=_costs(batch))
+            )
             late = [one.finish.entry.id for one in batch if one.corrects_suspense]
             if late:
                 await self._correct(late)
@@ -184,6 +187,17 @@ def _weigh(finish: Finish) -> int:
     answer = finish.conclusion.answer if finish.conclusion else None
     output = finish.end.output if finish.end else None
     return len(answer or b"") + len(output or b"")
+
+
+def _costs(batch: Sequence[_Written]) -> Mapping[Entry, NanoUSD]:
+    """Return what runs cost, for whose turn it is next; what is in suspense counts as spent."""
+    costs: dict[Entry, NanoUSD] = {}
+    for one in batch:
+        call = one.finish.conclusion
+        cost = call.cost + call.suspense if call else 0
+        if one.state or cost:
+            costs[one.finish.entry] = NanoUSD(costs.get(one.finish.entry, 0) + cost)
+    return costs
 
 
 def _written(finish: Finish, finished: runs.Finished) -> _Written:

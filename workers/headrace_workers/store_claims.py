@@ -5,8 +5,10 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 
 from headrace_shared.ids import JobId, Lane, WorkerId
+from headrace_shared.policy import NO_TERMS, Terms
 from headrace_shared.store import claims
 from headrace_shared.store.claims import Abilities, Claims, DueJob
 from headrace_shared.store.pool import UNREACHABLE, Pool
@@ -37,6 +39,7 @@ class StoreClaims:
         lanes: Mapping[Lane, int],
         lease_of: Callable[[Lane], timedelta],
         take_suspect: Callable[[JobId], bool],
+        terms: Terms = NO_TERMS,
     ) -> Claims:
         """Claim jobs that are due, as many as there are free slots but not too many.
 
@@ -46,11 +49,12 @@ class StoreClaims:
             lease_of: the lease of a lane's jobs.
             take_suspect: told of jobs that are due and run only in a process of their own; says whether
                 it takes a slot for one.
+            terms: of the tenants.
 
         """
         began = time.monotonic()
         by_lease: dict[timedelta, list[JobId]] = {}
-        for one in await self._pick(min(slots, MOST), lanes, take_suspect):
+        for one in await self._pick(min(slots, MOST), lanes, terms, take_suspect):
             by_lease.setdefault(lease_of(one.lane), []).append(one.id)
         found = Claims([], None)
         for lease, ids in by_lease.items():
@@ -69,15 +73,16 @@ class StoreClaims:
         return found
 
     async def _pick(
-        self, limit: int, lanes: Mapping[Lane, int], take_suspect: Callable[[JobId], bool]
+        self, limit: int, lanes: Mapping[Lane, int], terms: Terms, take_suspect: Callable[[JobId], bool]
     ) -> list[DueJob]:
-        due = await claims.pick_due(self._pool, lanes, limit, abilities=self._abilities)
+        pick = partial(claims.pick_due, self._pool, lanes, abilities=self._abilities, terms=terms)
+        due = await pick(limit)
         answers = [take_suspect(one.id) for one in due if one.suspect]
         if all(answers):
             return [one for one in due if not one.suspect]
         # Those that were not taken stay at the heads of their queues: what is behind them is not to wait.
         left = limit - sum(answers)
-        return await claims.pick_due(self._pool, lanes, left, abilities=self._abilities, suspects=False)
+        return await pick(left, suspects=False)
 
     async def rest(self) -> bool:
         """Wait until it is time to claim again; workers that do so at once do not stay together."""

@@ -257,6 +257,7 @@ class Metrics(Collector):
         )
         if self._on:
             self._sums.replace(names.PAUSED, {(scope,): n for scope, n in shown.most_common(MAX_SERIES)})
+
     def budget_alert(self, scope: str, window: str, level: str) -> None:
         """Count an alert; budgets of tenants are counted together unless tenants are told apart."""
         kind, _, name = scope.partition(":")

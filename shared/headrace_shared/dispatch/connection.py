@@ -208,6 +208,9 @@ class Redis:
         value = cast("bytes | None", await self._mended(partial(self._command, "GET", key)))
         return None if value is None else value.decode(errors="replace")
 
+    async def set_text(self, key: str, value: str) -> None:
+        await self._mended(partial(self._command, "SET", key, value))
+
     async def hash(self, key: str) -> Mapping[str, str]:
         """Return all fields of a hash; bytes that are no text in them are replaced."""
         reply = await self._mended(partial(self._command, "HGETALL", key))
@@ -245,13 +248,18 @@ class Redis:
             return await call()
         except DispatchDamaged:
             await self._repair(money=money)
+        try:
             return await call()
+        except DispatchDamaged:
+            self._no_repair_before = time.monotonic() + _PAUSE_OF_USELESS_REPAIRS
+            raise
 
     async def _repair(self, *, money: bool) -> None:
         """Drop what others left under our names; with `money`, the counters whatever they say.
 
-        Tasks that find damage at the same time share one repair, and one that found nothing to
-        drop is not soon followed by another: what is wrong then is something else.
+        Tasks that find damage at the same time share one repair, and one that did not help is not
+        soon followed by another: what is wrong then is something else. (One that found nothing to drop
+        may have come after another process' own.)
         """
         seen = self._repairs
         async with self._repairing:
@@ -263,8 +271,6 @@ class Redis:
             if dropped:
                 what = b", ".join(sorted(set(dropped))).decode()
                 _logger.warning("foreign bytes in the dispatch: %d dropped, in %s", len(dropped), what)
-            else:
-                self._no_repair_before = time.monotonic() + _PAUSE_OF_USELESS_REPAIRS
 
     async def _drop_foreign(self, *, money: bool) -> list[bytes]:
         dropped: list[bytes] = []

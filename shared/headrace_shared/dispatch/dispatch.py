@@ -18,12 +18,15 @@ from headrace_shared.dispatch.connection import Argument, Redis, Script, millise
 from headrace_shared.handlers import public_lane
 from headrace_shared.ids import JobId, Lane
 from headrace_shared.job import Queue
+from headrace_shared.money import NanoUSD
+from headrace_shared.policy import NO_TERMS, Terms
 
 WINDOW = 4000
 """Ids that a queue holds in Redis at most; a deeper one waits in Postgres."""
 
 _PUSH = Script.load("push")
 _CLAIM = Script.load("claim", using=("limits",))
+_TERMS = Script.load("terms")
 _AFRESH = Script.load("afresh")
 _RENEW = Script.load("renew")
 _FINISH = Script.load("finish")
@@ -32,7 +35,9 @@ _CLOSE_GATE = Script.load("close_gate")
 _OPEN_GATE = Script.load("open_gate")
 _GATES = Script.load("gates")
 
-_ENDED = -1
+_ENDED, _RUNS_ON = -1, -2
+_WITHOUT_TERMS = -2
+_NO_COST = -1
 _NONE_OF_THEIR_OWN: Mapping[Lane, timedelta] = MappingProxyType({})
 
 
@@ -42,6 +47,9 @@ class Entry:
 
     queue: Queue
     id: JobId
+
+
+_NO_COSTS: Mapping[Entry, NanoUSD] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,7 @@ class Dispatch:
         probe_lease: timedelta,
         *,
         leases: Mapping[Lane, timedelta] = _NONE_OF_THEIR_OWN,
+        terms: Terms = NO_TERMS,
     ) -> Claim:
         """Lease as many due ids as there are free slots, from the lanes by their weights.
 
@@ -145,12 +154,17 @@ class Dispatch:
             lease: of an id.
             probe_lease: how long a breaker's probe keeps its gate shut for others.
             leases: of the lanes that have another than `lease`.
+            terms: of the tenants; put in place where those that are there are older.
 
         """
         args: list[Argument] = [slots, self._window, milliseconds(probe_lease), self.redis.run_id]
+        args.append(terms.version)
         for lane, weight in lanes.items():
             args += (lane, weight, milliseconds(leases.get(lane, lease)))
         reply = cast("list[int | list[bytes]]", await self.redis.evaluate(_CLAIM, (), args))
+        if reply[0] == _WITHOUT_TERMS:
+            await self._put_in_place(terms)
+            reply = cast("list[int | list[bytes]]", await self.redis.evaluate(_CLAIM, (), args))
         due, dropped = cast("list[int]", reply[:2])
         entries: list[Entry] = []
         foreign = dropped + self.redis.take_foreign()
@@ -173,12 +187,34 @@ class Dispatch:
             args += (keys.queue_name(entry.queue), str(entry.id), milliseconds(lease))
         await self.redis.evaluate(_RENEW, (), args)
 
-    async def finish(self, entries: Sequence[tuple[Entry, timedelta | None]]) -> None:
-        """Take ids out whose jobs ended (delay None) and wake who waits; put the others back."""
+    async def _put_in_place(self, terms: Terms) -> None:
+        args: list[Argument] = [terms.version]
+        for tenant, weight in terms.weights.items():
+            args += (f"weight|{quote(tenant, safe='')}", weight)
+        for tenant, most in terms.concurrent.items():
+            args += (f"concurrent|tenant:{quote(tenant, safe='')}", most)
+        await self.redis.evaluate(_TERMS, (), args)
+
+    async def finish(
+        self,
+        entries: Sequence[tuple[Entry, timedelta | None]],
+        *,
+        costs: Mapping[Entry, NanoUSD] = _NO_COSTS,
+    ) -> None:
+        """Take ids out whose jobs ended (delay None) and wake who waits; put the others back.
+
+        Args:
+            entries: the ids with their delays.
+            costs: what runs cost that were claimed here; those among them whose ids are not in `entries` go
+                on. What claims were charged for them is put right.
+
+        """
         args: list[Argument] = []
         for entry, delay in entries:
             left = _ENDED if delay is None else milliseconds(delay)
-            args += (keys.queue_name(entry.queue), str(entry.id), left)
+            args += (keys.queue_name(entry.queue), str(entry.id), left, costs.get(entry, _NO_COST))
+        for entry in costs.keys() - {entry for entry, _ in entries}:
+            args += (keys.queue_name(entry.queue), str(entry.id), _RUNS_ON, costs[entry])
         if args:
             await self.redis.evaluate(_FINISH, (), args)
 
@@ -186,13 +222,19 @@ class Dispatch:
         """Say whether what is in the queues was filled in since this server started."""
         return await self.redis.text(keys.FED) == self.redis.run_id
 
-    async def begin_afresh(self) -> None:
-        """Empty all queues: what is in them is of another time. Gates and money are left alone."""
-        cursor = b"0"
-        while True:
-            cursor = cast("bytes", await self.redis.evaluate(_AFRESH, (), [cursor, self.redis.run_id]))
-            if cursor == b"0":
-                return
+    async def begin_afresh(self, running: Sequence[tuple[Entry, timedelta]] = ()) -> None:
+        """Empty all queues: what is in them is of another time. Gates and money are left alone.
+
+        Args:
+            running: what is leased by its row, and for how long; caps count these from the beginning.
+
+        """
+        cursor, run_id = b"0", self.redis.run_id
+        while (cursor := cast("bytes", await self.redis.evaluate(_AFRESH, (), [cursor]))) != b"0":
+            pass
+        if running:
+            await self.renew(running)
+        await self.redis.set_text(keys.FED, run_id)
 
     async def due(self, queues: Sequence[Queue]) -> list[int]:
         """Return how many ids of each queue are due in its window."""

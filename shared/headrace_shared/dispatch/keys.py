@@ -13,7 +13,7 @@ ALL = "headrace:*"
 """The pattern of every key."""
 
 ACTIVE = "headrace:active:"
-"""+ lane: ZSET of queue names by virtual time; queues that may have a job due."""
+"""+ lane:tenant: ZSET of the tenant's queue names by virtual time; queues that may have a job due."""
 
 BELL = "headrace:bell:"
 """+ lane: LIST; a token wakes one waiting worker."""
@@ -23,6 +23,10 @@ BREAKER = "headrace:breaker:"
 
 CLOCK = "headrace:clock"
 """STRING: milliseconds that tests add to the server's time."""
+
+COST = "headrace:cost:"
+"""+ queue name: STRING; what a job of it costs in the mean, what those that are out were charged, and how
+many they are; nano-USD."""
 
 DEEP = "headrace:deep"
 """SET of queue names whose window was full: more of their jobs may be due in Postgres."""
@@ -37,6 +41,9 @@ in the queues was wiped or is an old copy: the next claim rings the feeder, whic
 FEEDER_BELL = "headrace:bell-feeder"
 """LIST; a token wakes the feeder."""
 
+FULL = "headrace:full:"
+"""+ name of a cap: SET of `lane:tenant` that wait until one of its jobs ends."""
+
 GATES = "headrace:gates"
 """HASH: `<dimension>|<reason>` -> milliseconds until it opens by itself, 0 for never."""
 
@@ -50,7 +57,8 @@ HUNGRY = "headrace:hungry"
 """SET of queue names whose window is half empty although they are deep."""
 
 LANES = "headrace:lanes"
-"""HASH: lane -> virtual time; `floor:<lane>` -> virtual time of its last served queue."""
+"""HASH: lane -> virtual time; `floor:<lane>` -> virtual time of its last served tenant; `cost:<lane>` ->
+nano-USD of its mean job."""
 
 LIMITER = "headrace:limiter:"
 """+ provider, or provider/model: HASH of numbers: when its next call may go, what was learned, was used."""
@@ -60,6 +68,9 @@ LIMITS = "headrace:limits"
 
 MONEY = "headrace:money"
 """HASH: the epoch, the server's run id, the format of it all, the open windows and the budgets."""
+
+OWED = "headrace:owed:"
+"""+ lane:tenant: STRING; the virtual time of a tenant that was served a moment ago and has nothing due."""
 
 PARKED = "headrace:parked"
 """SET of queue names that a closed gate keeps out of `active`."""
@@ -75,9 +86,17 @@ QUEUE = "headrace:queue:"
 
 RETRIES = "headrace:retries:"
 """+ provider: HASH of the fleet's successes and retries, in the slices of a rolling window."""
+RUNNING = "headrace:running:"
+"""+ name of a cap (`tenant:NAME`): ZSET of the ids that run under it by the millisecond their lease ends."""
 
 SPENT = "headrace:spent"
 """HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD; `epoch` as in `headrace:money`."""
+
+TENANTS = "headrace:tenants"
+"""HASH: `weight|<tenant>` and `concurrent|<name of a cap>`, as configured; `version` of the configuration."""
+
+TURN = "headrace:turn:"
+"""+ lane: ZSET of tenants by virtual time, nano-USD / weight; tenants that may have a job due."""
 
 WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, or its gate opens."""

@@ -12,6 +12,7 @@ from headrace_shared.handlers import read_endpoint
 from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, Run, WorkerId
 from headrace_shared.job import NEEDS_EXPIRY, NEEDS_MAX_COST, ClaimedJob, Queue
 from headrace_shared.money import NanoUSD
+from headrace_shared.policy import NO_TERMS, Terms
 from headrace_shared.request import Endpoint
 from headrace_shared.store.jobs import queue_of
 from headrace_shared.store.pool import Database, json_object
@@ -133,12 +134,19 @@ def _claimed(row: asyncpg.Record, lease: timedelta) -> ClaimedJob:
 
 
 async def pick_due(
-    database: Database, lanes: Mapping[Lane, int], limit: int, *, abilities: Abilities, suspects: bool = True
+    database: Database,
+    lanes: Mapping[Lane, int],
+    limit: int,
+    *,
+    abilities: Abilities,
+    terms: Terms = NO_TERMS,
+    suspects: bool = True,
 ) -> list[DueJob]:
-    """Return jobs that are due and that a worker can run, from the lanes by their weights.
+    """Return jobs that are due and that a worker can run, from lanes and tenants by their weights.
 
     Without `suspects` those are passed over that run only in a process of their own.
     """
+    tenants = sorted({*terms.weights, *terms.concurrent})
     rows = await database.fetch(
         _SQL["pick_due"],
         list(lanes),
@@ -147,6 +155,9 @@ async def pick_due(
         abilities.endpoints,
         abilities.needs,
         suspects,
+        tenants,
+        [float(terms.weights.get(tenant, 1)) for tenant in tenants],
+        [terms.concurrent.get(tenant) for tenant in tenants],
     )
     return [DueJob(JobId(row["id"]), Lane(row["lane"]), row["suspect"]) for row in rows]
 

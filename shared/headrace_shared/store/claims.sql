@@ -38,8 +38,9 @@ RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts
           (SELECT coalesce(max(version), 0) FROM headrace.configurations) AS configuration;
 
 -- name: pick_due
--- The next jobs of these lanes as they wait in the store, each queue's and each lane's in turn, lanes by
--- their weights: for workers that have no Redis to ask. They are claimed like those that it names.
+-- The next jobs of these lanes as they wait in the store, lanes and tenants in turn by their weights, the
+-- queues of a tenant in turn: for workers that have no Redis to ask. They are claimed like those that it
+-- names. What a tenant may run at a time is counted as it is at this moment.
 WITH RECURSIVE moment AS MATERIALIZED (
     SELECT headrace.now() AS now, headrace.paused_scopes() AS paused
 ), served AS MATERIALIZED (
@@ -54,7 +55,7 @@ WITH RECURSIVE moment AS MATERIALIZED (
         WHERE j.state = 'queued' AND j.lane = queue.lane AND (j.route, j.tenant) > (queue.route, queue.tenant)
         ORDER BY j.route, j.tenant LIMIT 1) AS following
 ), head AS MATERIALIZED (
-    SELECT head.*, queue.lane,
+    SELECT head.*, queue.lane, queue.tenant,
            row_number() OVER (PARTITION BY queue.lane, queue.route, queue.tenant ORDER BY head.run_at, head.id) AS place
     FROM queue, moment, LATERAL (
         SELECT j.id, j.run_at, j.crashes >= 2 AS suspect FROM headrace.jobs j
@@ -65,10 +66,21 @@ WITH RECURSIVE moment AS MATERIALIZED (
         ORDER BY j.run_at, j.id LIMIT $3) AS head
     WHERE moment.paused IS NULL
        OR NOT moment.paused && headrace.pausable_as(queue.lane, queue.route, queue.tenant)
+), terms AS MATERIALIZED (
+    SELECT t.tenant, t.weight, t.most - CASE WHEN t.most IS NOT NULL THEN (
+        SELECT count(*) FROM headrace.jobs j WHERE j.state = 'running' AND j.tenant = t.tenant) END AS room
+    FROM unnest($7::text[], $8::float8[], $9::int[]) AS t(tenant, weight, most)
+), line AS (
+    SELECT head.*, coalesce(terms.weight, 1) AS weight, terms.room,
+           row_number() OVER (PARTITION BY head.lane, head.tenant ORDER BY head.place, random()) AS behind,
+           row_number() OVER (PARTITION BY head.tenant ORDER BY head.place, random()) AS one_more
+    FROM head LEFT JOIN terms ON terms.tenant = head.tenant
 ), turn AS (
-    SELECT head.id, head.lane, head.suspect,
-           row_number() OVER (PARTITION BY head.lane ORDER BY head.place, random()) / served.weight AS turn
-    FROM head JOIN served ON served.lane = head.lane
+    SELECT line.id, line.lane, line.suspect,
+           row_number() OVER (PARTITION BY line.lane ORDER BY line.behind / line.weight, random())
+           / served.weight AS turn
+    FROM line JOIN served ON served.lane = line.lane
+    WHERE (line.one_more <= line.room) IS NOT FALSE
 )
 SELECT j.id, j.lane, turn.suspect FROM turn JOIN headrace.jobs j ON j.id = turn.id
 WHERE j.state = 'queued' ORDER BY turn.turn LIMIT $3

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.ids import JobId, Lane, WorkerId
 from headrace_shared.job import Queue
 from headrace_shared.store.jobs import queue_of
@@ -56,6 +57,14 @@ async def due_jobs(database: Database, queues: Sequence[Queue], *, limit: int) -
         place: int = row["place"]
         heads[place].append(JobId(row["id"]))
     return heads
+
+
+async def running_jobs(database: Database) -> list[tuple[Entry, timedelta]]:
+    """Return the jobs that run, and for how long their leases hold."""
+    return [
+        (Entry(queue_of(row), JobId(row["id"])), timedelta(seconds=row["lease"]))
+        for row in await database.fetch(_SQL["running_jobs"])
+    ]
 
 
 async def lead(database: Database, role: str, holder: WorkerId, lease: timedelta) -> bool:

@@ -25,6 +25,11 @@ LATERAL (
         AND j.run_at <= headrace.now()
     ORDER BY j.run_at, j.id LIMIT $4) AS head;
 
+-- name: running_jobs
+-- What runs, and for how many seconds its lease holds.
+SELECT id, lane, route, tenant, extract(epoch FROM lease_until - headrace.now())::float8 AS lease
+FROM headrace.jobs WHERE state = 'running' AND lease_until > headrace.now();
+
 -- name: depths
 -- How many jobs of each lane are due, and for how many seconds the oldest has been.
 SELECT lane, count(*) AS jobs, extract(epoch FROM headrace.now() - min(run_at))::float8 AS oldest

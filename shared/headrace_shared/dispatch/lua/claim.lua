@@ -1,17 +1,22 @@
 -- Take as many due ids as there are free slots, fairly, and lease them.
 --
 -- Lanes are served by weight: each has a virtual time that grows by ids / weight, and the
--- one that is furthest behind is next. Inside a lane the queues take turns in the same way.
+-- one that is furthest behind is next. Inside a lane the tenants take turns in the same way, but
+-- theirs grows by cost / weight: by what jobs of the queue cost in the mean, put right when they end
+-- (finish.lua). A tenant's queues take turns as its tenant does. One that runs as many jobs as it may
+-- steps aside until one of them ends.
 -- The lease is the id's score: nobody else sees it until it ends, and then it is simply due
 -- again. A queue behind a closed gate is parked and its ids are not touched.
 --
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
--- ARGV: free slots, window, breaker probe lease in ms, run id of the server, then lane, weight, lease in ms, ...
--- Returns {ms until the next queue has work (-1: none waits), foreign names dropped, {queue, id, id, ...}, ...}
+-- ARGV: free slots, window, breaker probe lease in ms, run id of the server, version of the tenants' terms,
+--       then lane, weight, lease in ms, ...
+-- Returns {ms until the next queue has work (-1: none waits; -2: nothing was claimed, the terms of tenants
+--          are to be put in place first), foreign names dropped, {queue, id, id, ...}, ...}
 local slots, window, probe_lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
-local lanes, weight, lease, virtual = {}, {}, {}, {}
-for i = 5, #ARGV, 3 do
+local lanes, weight, lease, virtual, floor = {}, {}, {}, {}, {}
+for i = 6, #ARGV, 3 do
     lanes[#lanes + 1] = ARGV[i]
     weight[ARGV[i]] = tonumber(ARGV[i + 1])
     lease[ARGV[i]] = tonumber(ARGV[i + 2])
@@ -19,7 +24,12 @@ end
 
 -- Whatever is here was not filled by the feeder of this fleet: it was wiped, or came from an old
 -- snapshot, or is another server. The feeder is told, and what is due here is claimed meanwhile.
-if redis.call('GET', FED) ~= ARGV[4] then ring(FEEDER_BELL) end
+local fed = redis.call('GET', FED) == ARGV[4]
+if not fed then ring(FEEDER_BELL) end
+
+local version = read(whole_of, redis.call('HGET', TENANTS, 'version') or '0')
+if version < tonumber(ARGV[5]) then return {-2, 0} end
+local any_terms = version > 0 and redis.call('HLEN', TENANTS) > 1
 
 -- A gate is a field `<dimension>|<reason>`. One whose time has come is open; a breaker's lets
 -- a single job through as its probe, and is shut again for the time of a probe's lease.
@@ -59,15 +69,63 @@ local function gates_of(queue)
     return {probe = probe}
 end
 
+-- What a tenant's jobs weigh, and how many more of them may run. After a wipe nobody knows who runs
+-- how many before the feeder has put that in place.
+local terms = {}
+local function terms_of(tenant)
+    if terms[tenant] then return terms[tenant] end
+    local found = {weight = 1, room = math.huge, cap = cap_of(tenant)}
+    redis.call('ZREMRANGEBYSCORE', RUNNING .. found.cap, '-inf', now)
+    if any_terms then
+        local said = redis.call('HMGET', TENANTS, 'weight|' .. tenant, 'concurrent|' .. found.cap)
+        found.weight = said[1] and read(count_of, said[1]) or 1
+        local most = said[2] and read(count_of, said[2])
+        if most then
+            -- No lease is that long: it is nobody's.
+            redis.call('ZREMRANGEBYSCORE', RUNNING .. found.cap, now + 86400000, '+inf')
+            found.room = fed and most - redis.call('ZCARD', RUNNING .. found.cap) or 0
+        end
+    end
+    terms[tenant] = found
+    return found
+end
+
+-- The tenant is out of the way until one of its jobs ends, which brings all its lanes back (finish.lua),
+-- or until a lease of theirs does.
+local function step_aside(lane, tenant, queue)
+    local cap = terms_of(tenant).cap
+    leave(lane, tenant)
+    redis.call('SADD', FULL .. cap, lane .. ':' .. tenant)
+    local soonest = redis.call('ZRANGE', RUNNING .. cap, 0, 0, 'WITHSCORES')
+    redis.call('ZADD', WAITING, 'LT', fed and soonest[2] or now + 100, queue)
+end
+
+-- Charge what was claimed as the mean of its queue, or of the lane while the queue has none.
+local costs = {}
+local function charge(queue, lane, count)
+    costs[queue] = costs[queue] or costs_of(queue)
+    local mean = costs[queue].mean or read(number_of, redis.call('HGET', LANES, 'cost:' .. lane) or tostring(LEAST))
+    costs[queue].charged = costs[queue].charged + count * mean
+    costs[queue].jobs = costs[queue].jobs + count
+    return count * mean
+end
+
+local function take_out(queue, lane)
+    local tenant = tenant_of(queue)
+    local queues = ACTIVE .. lane .. ':' .. tenant
+    redis.call('ZREM', queues, queue)
+    if redis.call('EXISTS', queues) == 0 then leave(lane, tenant) end
+end
+
 local function park(queue, lane, till)
-    redis.call('ZREM', ACTIVE .. lane, queue)
+    take_out(queue, lane)
     redis.call('SADD', PARKED, queue)
     if till > 0 then redis.call('ZADD', WAITING, till, queue) end
 end
 
 -- Nothing is due in it any more: it comes back when its next id is.
 local function rest(queue, lane)
-    redis.call('ZREM', ACTIVE .. lane, queue)
+    take_out(queue, lane)
     local following = redis.call('ZRANGE', Q .. queue, 0, 0, 'WITHSCORES')
     if following[2] then redis.call('ZADD', WAITING, following[2], queue) end
 end
@@ -90,11 +148,14 @@ end
 
 -- A lane that was idle does not catch up on the time it had no work.
 local served = read(number_of, redis.call('HGET', LANES, 'served') or '0')
-local active = 0
+local active, alone = 0, nil
 for _, lane in ipairs(lanes) do
     virtual[lane] = math.max(read(number_of, redis.call('HGET', LANES, lane) or '0'), served)
-    active = active + redis.call('ZCARD', ACTIVE .. lane)
+    local tenants = redis.call('ZCARD', TURN .. lane)
+    active = active + tenants
+    if tenants == 1 then alone = lane .. ':' .. redis.call('ZRANGE', TURN .. lane, 0, 0)[1] end
 end
+if active == 1 then active = redis.call('ZCARD', ACTIVE .. alone) end
 local quantum = active > 0 and math.max(1, math.floor(slots / (4 * active))) or 1
 if active == 1 then quantum = slots end
 quantum = math.min(quantum, 1000)
@@ -106,29 +167,36 @@ while slots > 0 do
         if not exhausted[name] and (not lane or virtual[name] < virtual[lane]) then lane = name end
     end
     if not lane then break end
-    local head = redis.call('ZRANGE', ACTIVE .. lane, 0, 0, 'WITHSCORES')
-    local queue = head[1]
-    if not queue then
+    local head = redis.call('ZRANGE', TURN .. lane, 0, 0, 'WITHSCORES')
+    local tenant, queues = head[1], ACTIVE .. lane .. ':' .. (head[1] or '')
+    local first = tenant and redis.call('ZRANGE', queues, 0, 0, 'WITHSCORES') or {}
+    local queue = first[1]
+    if not tenant then
         exhausted[lane] = true
-    elseif not is_queue(queue) then
-        redis.call('ZREM', ACTIVE .. lane, queue)
-        redis.call('UNLINK', Q .. queue)
+    elseif not queue then
+        redis.call('ZREM', TURN .. lane, tenant)
+    elseif not is_queue(queue) or queues ~= ACTIVE .. lane_of(queue) .. ':' .. tenant_of(queue) then
+        redis.call('ZREM', queues, queue)
+        if not is_queue(queue) then redis.call('UNLINK', Q .. queue) end
         foreign = foreign + 1
-    elseif not number_of(head[2]) then
+    elseif not number_of(head[2]) or not number_of(first[2]) then
         -- No virtual time that was ever reached: it would be served always, or never.
-        redis.call('ZREM', ACTIVE .. lane, queue)
+        redis.call('ZREM', TURN .. lane, tenant)
+        redis.call('ZREM', queues, queue)
         activate(queue)
+    elseif terms_of(tenant).room <= 0 then
+        step_aside(lane, tenant, queue)
     else
         local gates = any_gate and gates_of(queue) or {}
         if gates.closed then
             park(queue, lane, gates.closed)
         else
-            local want, wait = permits(route_of(queue), now)
-            want = math.min(gates.probe and 1 or quantum, slots, want)
+            local permitted, wait = permits(route_of(queue), now)
+            local want = math.min(gates.probe and 1 or quantum, slots, terms_of(tenant).room, permitted)
             local ids = want < 1 and {} or redis.pcall('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
             if ids.err then
                 -- Somebody else's key under our name: nothing in it can be claimed.
-                redis.call('ZREM', ACTIVE .. lane, queue)
+                take_out(queue, lane)
             elseif want < 1 then
                 park(queue, lane, now + wait)
             elseif #ids == 0 then
@@ -140,7 +208,8 @@ while slots > 0 do
                     leases[#leases + 1] = id
                 end
                 redis.call('ZADD', Q .. queue, unpack(leases))
-                charge(route_of(queue), #ids, now)
+                reserve(route_of(queue), #ids, now)
+                redis.call('ZADD', RUNNING .. terms_of(tenant).cap, unpack(leases))
                 if not index[queue] then
                     result[#result + 1] = {queue}
                     index[queue] = #result
@@ -148,9 +217,12 @@ while slots > 0 do
                 local batch = result[index[queue]]
                 for _, id in ipairs(ids) do batch[#batch + 1] = id end
                 slots = slots - #ids
+                terms_of(tenant).room = terms_of(tenant).room - #ids
                 served = virtual[lane]
                 virtual[lane] = virtual[lane] + #ids / weight[lane]
-                redis.call('HSET', LANES, lane, virtual[lane], 'served', served, 'floor:' .. lane, head[2])
+                floor[lane] = head[2]
+                local charged = charge(queue, lane, #ids)
+                redis.call('ZINCRBY', TURN .. lane, charged / terms_of(tenant).weight, tenant)
                 if gates.probe then
                     redis.call('HSET', GATES, gates.probe, now + probe_lease)
                     seen[gates.probe] = now + probe_lease
@@ -158,20 +230,24 @@ while slots > 0 do
                 elseif #ids < want then
                     rest(queue, lane)
                 else
-                    redis.call('ZINCRBY', ACTIVE .. lane, #ids, queue)
+                    redis.call('ZINCRBY', queues, charged, queue)
                 end
                 feed_if_hungry(queue)
             end
         end
     end
 end
+for lane, reached in pairs(floor) do
+    redis.call('HSET', LANES, lane, virtual[lane], 'served', served, 'floor:' .. lane, reached)
+end
+for queue, charged in pairs(costs) do keep_costs(queue, charged) end
 
 store_limiters()
 
 -- What is left is for the next worker: it is woken by this one, so that an enqueue of a
 -- thousand jobs rings once and not a thousand times.
 for _, lane in ipairs(lanes) do
-    if redis.call('ZCARD', ACTIVE .. lane) > 0 then ring(BELL .. lane) end
+    if redis.call('ZCARD', TURN .. lane) > 0 then ring(BELL .. lane) end
 end
 local following = redis.call('ZRANGE', WAITING, 0, 0, 'WITHSCORES')
 if following[2] then result[1] = math.max(0, math.min(tonumber(following[2]) - now, 86400000)) end

@@ -9,7 +9,7 @@ redis.call('HSET', GATES, ARGV[1], till)
 -- Queues were parked until the time that held before: an earlier one brings them back earlier.
 if till > 0 and (before == 0 or before > till) then
     for _, queue in ipairs(redis.call('SMEMBERS', PARKED)) do
-        if not redis.call('ZSCORE', ACTIVE .. lane_of(queue), queue) then
+        if not redis.call('ZSCORE', ACTIVE .. lane_of(queue) .. ':' .. tenant_of(queue), queue) then
             redis.call('ZADD', WAITING, 'LT', till, queue)
         end
     end

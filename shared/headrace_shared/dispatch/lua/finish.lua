@@ -1,13 +1,71 @@
--- Take ended ids out and tell whoever waits for them; put the others back for later.
+-- Take ended ids out and tell whoever waits for them; put the others back for later; and put right what
+-- their claims were charged, so that tenants get what is theirs by cost.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
--- ARGV: queue, id, delay in ms (-1: it has ended), ...
+-- ARGV: queue, id, delay in ms (-1: it has ended, -2: it runs on), what its run cost in nano-USD (-1: it had
+--       none), ...
 local now = now_ms()
-for i = 1, #ARGV, 3 do
-    local queue, id, delay = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+local bills, queues, returned, tenants = {}, {}, {}, {}
+
+local function book(queue, delay, cost)
+    local bill = bills[queue]
+    if not bill then
+        bill = {spent = 0, returned = 0, ended = 0, cost = 0}
+        bills[queue], queues[#queues + 1] = bill, queue
+    end
+    if delay == -2 then
+        bill.spent = bill.spent + cost
+        return
+    end
+    bill.spent, bill.returned = bill.spent + math.max(cost, LEAST), bill.returned + 1
+    if delay == -1 then bill.cost, bill.ended = bill.cost + cost, bill.ended + 1 end
+end
+
+local function release(queue, id)
+    local tenant = tenant_of(queue)
+    if not returned[tenant] then
+        returned[tenant], tenants[#tenants + 1] = {}, tenant
+    end
+    table.insert(returned[tenant], id)
+end
+
+-- Between what was charged for what came back and what it cost, as far as it is known what was charged.
+local function difference(bill, costs)
+    local known = math.min(bill.returned, costs.jobs)
+    if known == 0 then return 0 end
+    local refund = known * costs.charged / costs.jobs
+    costs.charged, costs.jobs = costs.charged - refund, costs.jobs - known
+    return bill.spent - refund
+end
+
+-- What the queue's jobs cost in the mean, moved by those that ended: a tenth for each.
+local function learn(before, bill)
+    if bill.ended == 0 then return before end
+    local mean = math.max(bill.cost / bill.ended, LEAST)
+    return before and mean + (before - mean) * 0.9 ^ bill.ended or mean
+end
+
+-- Whatever is refunded, a tenant stays behind one that comes new, which would wait for it to catch up.
+local function correct(lane, tenant, amount, floor)
+    local weight = read(count_of, redis.call('HGET', TENANTS, 'weight|' .. tenant) or '1')
+    local place, active = lane .. ':' .. tenant, redis.call('ZSCORE', TURN .. lane, tenant)
+    local owed = active or redis.call('GET', OWED .. place)
+    local virtual = math.max(owed and number_of(owed) or floor, floor)
+    virtual = math.max(virtual + amount / weight, floor + LEAST / weight)
+    if active then
+        redis.call('ZADD', TURN .. lane, virtual, tenant)
+    else
+        redis.call('SET', OWED .. place, virtual, 'PX', OWED_MS)
+    end
+end
+
+for i = 1, #ARGV, 4 do
+    local queue, id, delay, cost = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
+    if cost >= 0 then book(queue, delay, cost) end
+    if delay ~= -2 then release(queue, id) end
     if delay == -1 then
         redis.call('ZREM', Q .. queue, id)
         redis.call('PUBLISH', 'headrace:ended:' .. id, '1')
-    else
+    elseif delay >= 0 then
         redis.call('ZADD', Q .. queue, now + delay, id)
         if delay == 0 then
             activate(queue)
@@ -17,4 +75,21 @@ for i = 1, #ARGV, 3 do
         end
     end
 end
-return (#ARGV) / 3
+
+for _, queue in ipairs(queues) do
+    local lane, bill, costs = lane_of(queue), bills[queue], costs_of(queue)
+    local known = redis.call('HMGET', LANES, 'floor:' .. lane, 'cost:' .. lane)
+    local floor, usual = read(number_of, known[1] or '0'), known[2] and read(number_of, known[2])
+    local amount = difference(bill, costs)
+    costs.mean = learn(costs.mean, bill)
+    keep_costs(queue, costs)
+    if bill.ended > 0 then redis.call('HSET', LANES, 'cost:' .. lane, learn(usual, bill)) end
+    if amount ~= 0 then correct(lane, tenant_of(queue), amount, floor) end
+end
+
+for _, tenant in ipairs(tenants) do
+    local cap = cap_of(tenant)
+    redis.call('ZREM', RUNNING .. cap, unpack(returned[tenant]))
+    bring_back(cap)
+end
+return (#ARGV) / 4

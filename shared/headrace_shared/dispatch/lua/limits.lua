@@ -6,12 +6,12 @@
 -- of the configured ceiling, what the provider says its limit is, what it says is left of it, and what
 -- was cut after it refused calls.
 local UNLIMITED = math.huge
-local FULL = 0.995      -- of a limit is used: what is over it by a hair is refused as well
+local FILLED = 0.995      -- of a limit is used: what is over it by a hair is refused as well
 local DEPTH = 20        -- ms that a bucket may catch up on
 local AHEAD = 200       -- ms for which jobs are claimed ahead
 local RECOVERY = 15000  -- ms until a rate that was cut is what it was; then it feels its way up
 local FIRST_CUT, DEEPEST_CUT = 0.015, 0.5
-local LEAST = 0.02      -- of a limit, whatever the provider says is left
+local LEFT_AT_LEAST = 0.02      -- of a limit, whatever the provider says is left
 local HORIZON = 3600000 -- ms ahead beyond which no moment is believed
 local SEEN = 5000       -- ms over which calls are counted as a rate
 local FORGET = 500      -- ms after which a claim that led to no call is forgotten
@@ -82,7 +82,7 @@ end
 -- What a limiter lets through in a millisecond.
 local function rate(l, kind, now)
     local limit = math.min(l.caps[kind] or UNLIMITED, l[kind .. '.told'] or UNLIMITED)
-    local most = limit * FULL
+    local most = limit * FILLED
     local cut = l[kind .. '.cut']
     if cut then
         local since = math.max(0, now - (l[kind .. '.cut_at'] or 0)) / RECOVERY - 1
@@ -90,7 +90,7 @@ local function rate(l, kind, now)
         most = math.min(most, cut * (1 + depth * since * since * since))
     end
     if (l[kind .. '.paced_till'] or 0) > now then
-        most = math.min(most, math.max(l[kind .. '.pace'] or 0, limit * LEAST))
+        most = math.min(most, math.max(l[kind .. '.pace'] or 0, limit * LEFT_AT_LEAST))
     end
     return most == UNLIMITED and UNLIMITED or math.max(most, 1) / 60000
 end
@@ -178,7 +178,7 @@ local function permits(route, now)
 end
 
 -- Count jobs of a route as claimed: an average call each, until its admission says what it takes.
-local function charge(route, count, now)
+local function reserve(route, count, now)
     local targets = targets_of(route)
     for place, target in ipairs(targets) do
         local both, most = limiters_of(target, now), count

@@ -4,6 +4,8 @@ local WAITING, LANES, PARKED, GATES = 'headrace:waiting', 'headrace:lanes', 'hea
 local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
 local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
 local LIMITS, LIMITER, PERMITS = 'headrace:limits', 'headrace:limiter:', 'headrace:permits:'
+local TURN, OWED, COST = 'headrace:turn:', 'headrace:owed:', 'headrace:cost:'
+local RUNNING, FULL, TENANTS = 'headrace:running:', 'headrace:full:', 'headrace:tenants'
 local RETRIES = 'headrace:retries:'
 local MONEY, SPENT, HOLDS, HOLD_LEASES = 'headrace:money', 'headrace:spent', 'headrace:holds', 'headrace:hold-leases'
 
@@ -15,6 +17,11 @@ end
 
 local function whole_of(text)
     return #text < 19 and string.match(text, '^-?%d+$') and tonumber(text) or nil
+end
+
+local function count_of(text)
+    local number = whole_of(text)
+    return number and number > 0 and number or nil
 end
 
 -- The server's time in milliseconds, moved by what tests put into headrace:clock.
@@ -53,6 +60,15 @@ local function lane_of(queue)
     return string.match(queue, '^[^:]*')
 end
 
+local function tenant_of(queue)
+    return string.match(queue, '[^:]*$')
+end
+
+-- The name of the cap under which a tenant's jobs run; there may be caps of other names.
+local function cap_of(tenant)
+    return 'tenant:' .. tenant
+end
+
 local function is_queue(name)
     return #name < 10000 and string.find(name, '^[^:]+:[^:]+:[^:]+$') ~= nil
 end
@@ -63,13 +79,65 @@ local function ring(bell)
     end
 end
 
--- A queue that may have a job due joins the others at the virtual time of the last served one.
+-- A slot is worth something even where a call is free: what a job counts for at least, in nano-USD.
+local LEAST = 10000
+
+-- What a tenant has had of a lane is remembered for so long when it has nothing due there.
+local OWED_MS = 10000
+
+-- A tenant that may have a job due joins the others of its lane at the virtual time of the last
+-- served one, or at its own where that is further on.
+local function join(lane, tenant)
+    if redis.call('ZSCORE', TURN .. lane, tenant) then return end
+    local floor = read(number_of, redis.call('HGET', LANES, 'floor:' .. lane) or '0')
+    local owed = number_of(redis.call('GETDEL', OWED .. lane .. ':' .. tenant) or '')
+    redis.call('ZADD', TURN .. lane, math.max(floor, owed or floor), tenant)
+end
+
+local function leave(lane, tenant)
+    local virtual = redis.call('ZSCORE', TURN .. lane, tenant)
+    if not virtual then return end
+    redis.call('ZREM', TURN .. lane, tenant)
+    redis.call('SET', OWED .. lane .. ':' .. tenant, virtual, 'PX', OWED_MS)
+end
+
+-- There is room again under a cap: those that stepped aside for it join the others.
+local function bring_back(cap)
+    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
+        local lane, tenant = string.match(place, '^([^:]+):([^:]+)$')
+        if lane then
+            join(lane, tenant)
+            ring(BELL .. lane)
+        end
+    end
+    redis.call('DEL', FULL .. cap)
+end
+
+-- A queue that may have a job due joins the others of its tenant, beside the one that is next.
 -- What is not the name of one joins nothing.
 local function activate(queue)
     if not is_queue(queue) then return end
-    local lane = lane_of(queue)
-    local floor = redis.call('HGET', LANES, 'floor:' .. lane) or '0'
-    redis.call('ZADD', ACTIVE .. lane, 'NX', read(number_of, floor), queue)
+    local lane, tenant = lane_of(queue), tenant_of(queue)
+    local queues = ACTIVE .. lane .. ':' .. tenant
+    local following = redis.call('ZRANGE', queues, 0, 0, 'WITHSCORES')
+    redis.call('ZADD', queues, 'NX', following[2] and number_of(following[2]) or 0, queue)
+    join(lane, tenant)
+end
+
+-- What the jobs of a queue cost: the mean of one (nil: none has ended), and what those that are out were
+-- charged when they were claimed. It decides whose turn it is and nothing else: what cannot be read is
+-- learned again.
+local function costs_of(queue)
+    local text = redis.call('GET', COST .. queue) or ''
+    local mean, charged, jobs = string.match(#text < 100 and text or '', '^(%S+) (%S+) (%S+)$')
+    mean, charged, jobs = number_of(mean or ''), number_of(charged or ''), number_of(jobs or '')
+    if not charged or not jobs or charged < 0 or jobs < 1 then charged, jobs = 0, 0 end
+    return {mean = mean and math.max(mean, LEAST), charged = charged, jobs = jobs}
+end
+
+local function keep_costs(queue, costs)
+    local text = string.format('%s %.17g %.17g', costs.mean or '-', costs.charged, costs.jobs)
+    redis.call('SET', COST .. queue, text, 'PX', 86400000)
 end
 
 -- Every parked queue is looked at again: another gate may still keep it out.

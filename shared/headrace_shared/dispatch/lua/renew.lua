@@ -3,6 +3,8 @@
 -- ARGV: queue, id, lease in ms, ...
 local now = now_ms()
 for i = 1, #ARGV, 3 do
-    redis.call('ZADD', Q .. ARGV[i], now + tonumber(ARGV[i + 2]), ARGV[i + 1])
+    local till = now + tonumber(ARGV[i + 2])
+    redis.call('ZADD', Q .. ARGV[i], till, ARGV[i + 1])
+    redis.call('ZADD', RUNNING .. cap_of(tenant_of(ARGV[i])), till, ARGV[i + 1])
 end
 return #ARGV / 3

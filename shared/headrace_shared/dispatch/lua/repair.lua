@@ -9,6 +9,7 @@ local TYPES = {
     [FEEDER_BELL] = 'list', [PARKED] = 'set', [DEEP] = 'set', [HUNGRY] = 'set', [LANES] = 'hash',
     [GATES] = 'hash', [MONEY] = 'hash', [SPENT] = 'hash', [HOLDS] = 'hash', [BREAKER] = 'hash', [FED] = 'string',
     [CLOCK] = 'string', [LIMITS] = 'hash', [LIMITER] = 'hash', [PERMITS] = 'zset', [RETRIES] = 'hash',
+    [TURN] = 'zset', [RUNNING] = 'zset', [FULL] = 'set', [TENANTS] = 'hash', [OWED] = 'string', [COST] = 'string',
 }
 local MONEYS = {[MONEY] = true, [SPENT] = true, [HOLDS] = true, [HOLD_LEASES] = true}
 local dropped, money = {}, ARGV[2] == '1'
@@ -22,6 +23,7 @@ end
 local READABLE = {
     [LANES] = function(_, value) return number_of(value) end,
     [GATES] = function(_, value) return whole_of(value) end,
+    [TENANTS] = function(_, value) return count_of(value) end,
     [SPENT] = function(field, value) return is_epoch(field, value) or whole_of(value) end,
     [HOLDS] = function(field, value) return is_epoch(field, value) or string.match(value, '^%d+\n.') end,
     [MONEY] = function(field, value)
