@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import typer
 from aiohttp import ClientSession
 from figures import Figure, progress, table
+from pydantic import BaseModel
 from rich.console import Console
 from stage import Stage, body, open_stage
 
@@ -19,6 +20,14 @@ from headrace_shared.testing.limits import Enforcement
 _WORKERS, _SLOTS = 4, 200
 _MODEL = "openai/gpt-4o-mini"
 _LATENCY = 0.5
+
+
+class _Total(BaseModel):
+    by_status: dict[str, int]
+
+
+class _Stats(BaseModel):
+    total: _Total
 
 
 def main(
@@ -69,19 +78,16 @@ async def _measure(
 
 
 async def _stats(stage: Stage) -> tuple[int, int]:
-    total = await _control(stage, "stats", None)
-    statuses = total["by_status"]
-    counts = statuses if isinstance(statuses, dict) else {}
-    return int(counts.get("200", 0)), int(counts.get("429", 0))
+    counts = (await _control(stage, "stats", None)).total.by_status
+    return counts.get("200", 0), counts.get("429", 0)
 
 
-async def _control(stage: Stage, what: str, changes: dict[str, object] | None) -> dict[str, object]:
+async def _control(stage: Stage, what: str, changes: dict[str, object] | None) -> _Stats:
     parts = urlsplit(stage.provider_url)
     async with ClientSession(f"{parts.scheme}://{parts.netloc}") as session:
         method = "GET" if changes is None else "POST"
         async with session.request(method, f"/{what}", json=changes) as response:
-            found: dict[str, dict[str, object]] = await response.json()
-            return found["total"]
+            return _Stats.model_validate_json(await response.read())
 
 
 if __name__ == "__main__":

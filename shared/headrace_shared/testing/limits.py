@@ -128,7 +128,7 @@ class _Window:
         return max(0.0, self._begun + self._seconds - self._clock())
 
     def wait_for(self, amount: int) -> float:
-        begun = self._clock() // self._seconds * self._seconds
+        begun = math.floor(self._clock() / self._seconds) * self._seconds
         if begun != self._begun:
             self._begun, self.left = begun, self._most
         return 0.0 if min(amount, self._most) <= self.left else max(self.whole_in, 0.001)

@@ -8,7 +8,7 @@
 local UNLIMITED = math.huge
 local FILLED = 0.995      -- of a limit is used: what is over it by a hair is refused as well
 local DEPTH = 20        -- ms that a bucket may catch up on
-local AHEAD = 200       -- ms for which jobs are claimed ahead
+local AHEAD = 400       -- ms for which jobs are claimed ahead: what claim and admission take, and more
 local RECOVERY = 15000  -- ms until a rate that was cut is what it was; then it feels its way up
 local FIRST_CUT, DEEPEST_CUT = 0.015, 0.5
 local LEFT_AT_LEAST = 0.02      -- of a limit, whatever the provider says is left
