@@ -39,6 +39,7 @@ from headrace_workers.feeder import Feeder
 from headrace_workers.finisher import Finisher
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leases import Leases
+from headrace_workers.limiting import Limiter
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.retry_budget import RetryBudget
@@ -220,7 +221,10 @@ class Worker:
     async def _end(self, moving: Moving, run: Run, *, dies: bool) -> None:
         finisher = self._finisher(dies=dies)
         configured, retries = self._world.configured, RetryBudget(self._world.redis, self._world.configured)
-        settle = Settle(finisher, configured, self._choosing, retries, Metrics(enabled=False))
+        limiter = Limiter(self._world.redis, configured, self._world.pool)
+        settle = Settle(
+            finisher, configured, self._choosing, retries, Metrics(enabled=False), limiter=limiter
+        )
         ended = await settle(run)
         await finisher.drain()
         if dies:

@@ -48,7 +48,7 @@ def request(prompt: str = "Sum up the following: {}", number: int = 0, **more: o
         "JsonObject",
         {"model": "cheap", "messages": [{"role": "user", "content": prompt.format(number)}]} | more,
     )
-    checked = CheckedRequest(CHAT, "cheap", write_json(document), b"")
+    checked = CheckedRequest(CHAT, "cheap", write_json(document), b"", repeatable=False)
     return BatchRequest(number, str(number), checked, document, RouteName("cheap"))
 
 

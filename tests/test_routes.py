@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from headrace_shared.breaker_gates import gates_of
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.dispatch import Dispatch
@@ -18,7 +19,7 @@ from headrace_shared.routes import Fallback, Route, Strategy, Target, Trouble, t
 from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.pool import Pool
 from headrace_shared.usage import NO_USAGE, Finish
-from headrace_workers.breaker import Breakers, routes_that_need
+from headrace_workers.breaker import Breakers
 from headrace_workers.choosing import Choosing, Met
 from headrace_workers.configured import Configured
 from headrace_workers.replies import Answered
@@ -188,8 +189,8 @@ def test_a_gate_closes_only_where_nobody_else_answers() -> None:
             },
         },
     }
-    found = routes_that_need(Configuration.from_document(document), Target("openai", "a"))
-    assert found == ["alone", "not helped", "a"]
+    found = gates_of(Configuration.from_document(document), Target("openai", "a"))
+    assert [gate.dimension for gate in found] == ["route:alone", "route:not%20helped", "route:a"]
 
 
 class Limits:

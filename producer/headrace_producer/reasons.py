@@ -281,6 +281,8 @@ def _put_back(reason: WaitReason) -> str:  # noqa: C901, PLR0911 - one case for 
             return "its worker was lost"
         case WaitReason.WORKER:
             return "no worker that saw it knows how to run it"
+        case WaitReason.FLIGHT:
+            return "an identical job is making the call for both"
         case _:
             assert_never(reason)
 

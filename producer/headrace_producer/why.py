@@ -27,7 +27,7 @@ from headrace_producer.reasons import (
     WaitsItsTurn,
     words_of,
 )
-from headrace_shared.budgets import Budgets, BudgetView, scopes_of
+from headrace_shared.budgets import Budgets, BudgetView
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import ClosedGate, Dispatch, GateReason, dimensions_of
@@ -39,6 +39,7 @@ from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import WaitReason
 from headrace_shared.pauses import gate_of_scope, paused_target
 from headrace_shared.request import Endpoint, prepare
+from headrace_shared.scopes import scopes_of
 from headrace_shared.store import jobs, money, pauses, waits
 from headrace_shared.store.pool import Connection, Pool
 from headrace_shared.store.waits import RunOf
@@ -209,7 +210,7 @@ class _Look:
 
     async def _budgets(self, snapshot: Snapshot) -> list[Reason]:
         """Return the budgets that have no room for its next call."""
-        scopes = scopes_of(self._job.tenant)
+        scopes = scopes_of(self._job, self._job.route)
         views = [view for view in await self._views() if view.state.scope in scopes]
         if not views:
             return []

@@ -133,6 +133,10 @@ class ClaimedJob:
     flight: bytes | None = None
     """What it asks for, where an identical job's answer may be its own."""
 
+    @property
+    def tenant(self) -> Tenant:
+        return self.queue.tenant
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -171,6 +175,9 @@ class Job:
     progress: float | None = None
     """From 0 to 1, as its handler says."""
     progress_note: str | None = None
+    api_key: str | None = None
+    """The name of the API key that it came with."""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

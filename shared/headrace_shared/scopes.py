@@ -7,7 +7,7 @@ from uuid import UUID
 
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.ids import RouteName
-from headrace_shared.job import ClaimedJob
+from headrace_shared.job import ClaimedJob, Job
 
 GLOBAL = "global"
 
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TAG = re.compile(r"[A-Za-z0-9._:/=@+-]{1,64}")
 
 
-def scopes_of(job: ClaimedJob, model: RouteName) -> tuple[str, ...]:
+def scopes_of(job: ClaimedJob | Job, model: RouteName) -> tuple[str, ...]:
     """Return the scopes that a job's call of a model spends from, in a fixed order.
 
     Args:
@@ -28,7 +28,7 @@ def scopes_of(job: ClaimedJob, model: RouteName) -> tuple[str, ...]:
     """
     return (
         GLOBAL,
-        f"tenant:{job.queue.tenant}",
+        f"tenant:{job.tenant}",
         *((f"key:{job.api_key}",) if job.api_key else ()),
         f"model:{model}",
         *((batch_scope(job.batch_id),) if job.batch_id else ()),

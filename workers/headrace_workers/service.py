@@ -111,8 +111,8 @@ def execution_of(parts: Parts) -> Execution:
         parts.choosing,
         parts.retry_budget,
         parts.telemetry.metrics,
-        parts.limiter,
-        parts.lengths,
+        limiter=parts.limiter,
+        lengths=parts.lengths,
     )
     handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
     return Execution((Guard(), handle, *calls), settle)

@@ -252,4 +252,6 @@ def _job(row: asyncpg.Record) -> Job:
         replaced_by=row["replaced_by"],
         progress=row["progress"],
         progress_note=row["progress_note"],
+        api_key=row["api_key"],
+        tags=tuple(row["tags"]),
     )

@@ -57,14 +57,14 @@ FROM input i LEFT JOIN keyed k ON k.tenant = i.tenant AND k.key = i.key;
 -- name: get_job
 SELECT id, tenant, lane, route, endpoint, state, run, attempts, max_attempts, crashes, created_at,
        run_at, started_at, ended_at, waiting_for, error_class, error, webhook, batch_id, custom_id, metadata,
-       start_by, end_by, timeout, replaces, replaced_by, progress, progress_note
+       start_by, end_by, timeout, replaces, replaced_by, progress, progress_note, api_key, tags
 FROM headrace.jobs WHERE id = $1;
 
 -- name: get_ending
 SELECT j.id, j.tenant, j.lane, j.route, j.endpoint, j.state, j.run, j.attempts, j.max_attempts, j.crashes,
        j.created_at, j.run_at, j.started_at, j.ended_at, j.waiting_for, j.error_class, j.error, j.webhook,
        j.batch_id, j.custom_id, j.metadata, j.start_by, j.end_by, j.timeout, j.replaces, j.replaced_by,
-       j.progress, j.progress_note, j.answered_by, k.value AS output,
+       j.progress, j.progress_note, j.api_key, j.tags, j.answered_by, k.value AS output,
        a.run AS answer_run, a.call AS answer_call, a.provider, a.model, a.answer, a.status, a.request_id,
        b.prompt_tokens, b.cached_tokens, b.completion_tokens, b.reasoning_tokens,
        b.cache_write_tokens, b.cost_nano, b.suspense_nano
@@ -87,7 +87,7 @@ WHERE j.id = $1;
 -- Newest first; the cursor is the last id of the page before.
 SELECT id, tenant, lane, route, endpoint, state, run, attempts, max_attempts, crashes, created_at,
        run_at, started_at, ended_at, waiting_for, error_class, error, webhook, batch_id, custom_id, metadata,
-       start_by, end_by, timeout, replaces, replaced_by, progress, progress_note
+       start_by, end_by, timeout, replaces, replaced_by, progress, progress_note, api_key, tags
 FROM headrace.jobs
 WHERE tenant = $1 AND id < $2 AND ($3::text IS NULL OR state = $3) AND ($4::uuid IS NULL OR batch_id = $4)
 ORDER BY id DESC LIMIT $5;

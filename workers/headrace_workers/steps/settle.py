@@ -50,6 +50,7 @@ class Settle:
         choosing: Choosing,
         retries: RetryBudget,
         metrics: Metrics,
+        *,
         limiter: Limiter,
         lengths: Lengths | None = None,
     ) -> None:
