@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
-from functools import partial
 
 import pytest
 
@@ -179,16 +178,12 @@ async def test_an_outage_does_not_become_a_storm(
         before = books.total.requests
         for probes in range(before + 1, before + 1 + cooldowns):
             await pass_time(clock, jobs, timedelta(seconds=13))
-            await books.until(partial(asked, books, probes))
+            await asked(books, probes)
         assert books.total.requests == before + cooldowns, "one probe a cooldown, over both processes"
         provider.behave(Behaviour())
         await passing(clock, jobs, ids)
     assert {state for state, _, _ in await standings(jobs)} == {"succeeded"}
     assert books.total.requests <= 1.1 * len(ids)
-
-
-def asked(books: Books, times: int) -> bool:
-    return books.total.requests >= times
 
 
 LONG = {"lease_seconds": 3600}
