@@ -134,6 +134,7 @@ async def spend(size: Size) -> list[Figure]:
             for process in load.children:
                 await process.tell()
             await _disturb(load, stack)
+            await asyncio.gather(*(process.leave() for process in load.children))
         seconds = time.monotonic() - began
         operations = load.operations()
         await asyncio.sleep(_LEASE.total_seconds() + 5)

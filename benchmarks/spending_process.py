@@ -126,30 +126,44 @@ async def _own_job(pool: Pool, lease: timedelta) -> ClaimedJob:
     return claimed
 
 
-async def _beat(pool: Pool, job: ClaimedJob, stop: asyncio.Event) -> None:
-    """Renew the lease; who lost it must not go on."""
-    while not stop.is_set():
+async def _beat(pool: Pool, job: ClaimedJob, ended: asyncio.Event, stop: asyncio.Event) -> None:
+    """Renew the lease until all is ended, or the lease was lost: who lost it must not go on."""
+    while not ended.is_set():
         with contextlib.suppress(*UNREACHABLE):
             if not await claims.heartbeat(pool, [job]):
-                stop.set()
+                break
         await asyncio.sleep(job.lease.total_seconds() / 5)
+    stop.set()
+
+
+async def _live(pool: Pool, redis: Redis, tally: Tally, ended: asyncio.Event) -> None:
+    """Spend in the name of one job for as long as it is this process's."""
+    seed, tasks, amount, cost = map(int, sys.argv[1:5])
+    job = await _own_job(pool, timedelta(seconds=float(sys.argv[5])))
+    stop = asyncio.Event()
+    spender = Spender(pool, redis, job, tally, seed)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_beat(pool, job, ended, stop))
+        for _ in range(tasks):
+            group.create_task(spender.spend(stop, amount, cost))
 
 
 async def main() -> None:
-    seed, tasks, amount, cost = map(int, sys.argv[1:5])
     pool = await open_pool(os.environ["HEADRACE_POSTGRES_URL"], size=2)
     redis = Redis(os.environ["HEADRACE_REDIS_URL"])
-    job = await _own_job(pool, timedelta(seconds=float(sys.argv[5])))
-    stop = asyncio.Event()
-    spender = Spender(pool, redis, job, Tally.open(Path(sys.argv[6])), seed)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(_beat(pool, job, stop))
-        print("{}", flush=True)
-        if await asyncio.to_thread(sys.stdin.readline):
-            for _ in range(tasks):
-                group.create_task(spender.spend(stop, amount, cost))
-            await asyncio.to_thread(sys.stdin.readline)
-        stop.set()
+    tally = Tally.open(Path(sys.argv[6]))
+    ended = asyncio.Event()
+
+    async def listen() -> None:
+        await asyncio.to_thread(sys.stdin.readline)
+        ended.set()
+
+    print("{}", flush=True)
+    if await asyncio.to_thread(sys.stdin.readline):
+        listening = asyncio.create_task(listen())
+        while not ended.is_set():
+            await _live(pool, redis, tally, ended)
+        await listening
     await redis.close()
     await pool.close()
 
