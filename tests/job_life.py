@@ -37,6 +37,7 @@ from headrace_workers.feeder import Feeder
 from headrace_workers.finisher import Finisher
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leases import Leases
+from headrace_workers.limiting import Limiter
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.steps.guard import Guard
@@ -214,7 +215,8 @@ class Worker:
 
     async def _end(self, moving: Moving, run: Run, *, dies: bool) -> None:
         finisher = self._finisher(dies=dies)
-        ended = await Settle(finisher, self._world.configured, Metrics(enabled=False))(run)
+        settle = Settle(finisher, self._world.configured, Metrics(enabled=False), self._world.limiter)
+        ended = await settle(run)
         await finisher.drain()
         if dies:
             self.start()
@@ -244,6 +246,7 @@ class World:
         self.clock = Clock(pool, redis)
         self.dispatch = Dispatch(redis)
         self.breakers = Breakers(self.dispatch, configured)
+        self.limiter = Limiter(redis, configured, pool)
         self.books = Books()
         self.acked: list[JobId] = []
         self.limits: dict[str, int] = {}
