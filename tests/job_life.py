@@ -221,9 +221,8 @@ class Worker:
     async def _end(self, moving: Moving, run: Run, *, dies: bool) -> None:
         finisher = self._finisher(dies=dies)
         configured, retries = self._world.configured, RetryBudget(self._world.redis, self._world.configured)
-        limiter = Limiter(self._world.redis, configured, self._world.pool)
         settle = Settle(
-            finisher, configured, self._choosing, retries, Metrics(enabled=False), limiter=limiter
+            finisher, configured, self._choosing, retries, Metrics(enabled=False), limiter=self._world.limiter
         )
         ended = await settle(run)
         await finisher.drain()
@@ -255,6 +254,7 @@ class World:
         self.clock = Clock(pool, redis)
         self.dispatch = Dispatch(redis)
         self.breakers = Breakers(self.dispatch, configured)
+        self.limiter = Limiter(redis, configured, pool)
         self.books = Books()
         self.acked: list[JobId] = []
         self.limits: dict[str, int] = {}

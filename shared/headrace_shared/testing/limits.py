@@ -118,10 +118,11 @@ class _Bucket:
 class _Window:
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float]) -> None:
         self.limit = limit
-        self.left = self._most = limit * seconds / 60
+        self._most: float = limit * seconds / 60
+        self.left: float = self._most
         self._seconds = seconds
         self._clock = clock
-        self._begun = 0.0
+        self._begun: float = 0.0
 
     @property
     def whole_in(self) -> float:
