@@ -178,7 +178,8 @@ async def test_an_outage_does_not_become_a_storm(
         before = books.total.requests
         for probes in range(before + 1, before + 1 + cooldowns):
             await pass_time(clock, jobs, timedelta(seconds=13))
-            await books.until(lambda probes=probes: books.total.requests >= probes)
+            await asked(books, probes)
+            await eventually(lambda: breakers.view(redis, TARGET), lambda view: view.reopens_in > NONE)
         assert books.total.requests == before + cooldowns, "one probe a cooldown, over both processes"
         provider.behave(Behaviour())
         await passing(clock, jobs, ids)
@@ -187,6 +188,7 @@ async def test_an_outage_does_not_become_a_storm(
 
 
 LONG = {"lease_seconds": 3600}
+NONE = timedelta(0)
 
 
 async def counted(redis: Redis) -> int:
