@@ -180,10 +180,7 @@ async def test_an_outage_does_not_become_a_storm(
         for probes in range(before + 1, before + 1 + cooldowns):
             await pass_time(clock, jobs, timedelta(seconds=13))
             await asked(books, probes)
-<<<<<<< HEAD
-=======
             await eventually(lambda: breakers.view(redis, TARGET), lambda view: view.reopens_in > NONE)
->>>>>>> routes
         assert books.total.requests == before + cooldowns, "one probe a cooldown, over both processes"
         provider.behave(Behaviour())
         await passing(clock, jobs, ids)
