@@ -96,13 +96,13 @@ def submission(ceiling: int | None) -> Submission:
     return Submission(Path("requests.jsonl"), OpenAILines(), Tenant("acme"), max_cost=cost)
 
 
-def test_a_ceiling_below_the_worst_case_is_refused_with_both_figures() -> None:
-    quote = Quote(requests=2, most=NanoUSD(4_000_000_000), expected=NanoUSD(1_000_000_000))
+def test_a_ceiling_that_one_request_could_exceed_by_itself_is_refused_with_both_figures() -> None:
+    quote = Quote(requests=2, most=NanoUSD(4_000_000_000), dearest=NanoUSD(3_000_000_000))
     check_cost(submission(None), quote)
-    check_cost(submission(4_000_000_000), quote)
+    check_cost(submission(3_000_000_000), quote)
     with pytest.raises(InvalidInput) as raised:
-        check_cost(submission(3_999_999_999), quote)
-    assert "could cost up to $4.00 (about $1.00 is expected for 2 requests)" in str(raised.value)
+        check_cost(submission(2_999_999_999), quote)
+    assert "could cost up to $3.00 by itself (all 2 up to $4.00)" in str(raised.value)
     assert "nothing was enqueued" in str(raised.value)
 
 

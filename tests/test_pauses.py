@@ -179,8 +179,9 @@ async def test_a_worker_leaves_paused_jobs_alone_and_is_woken_when_they_go_on(
 
 async def test_jobs_under_way_go_on(jobs: Jobs, hand: Pauses, silent: ScriptedProvider) -> None:
     async with running_worker(concurrency=1):
-        first, second = await jobs.add(2)
+        (first,) = await jobs.add(1)
         await silent.arrived(1)
+        (second,) = await jobs.add(1)
         await hand.pause("global")
         silent.open.set()
         [ending] = await jobs.ended([first])

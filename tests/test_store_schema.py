@@ -150,7 +150,7 @@ async def test_a_call_cannot_be_in_an_impossible_state(pool: Pool, possible: str
     [
         "INSERT INTO headrace.budgets VALUES ('team:a', 'total', 1, 'wait', now())",
         "INSERT INTO headrace.budgets VALUES ('tenant:', 'total', 1, 'wait', now())",
-        "INSERT INTO headrace.budgets VALUES ('global', 'week', 1, 'wait', now())",
+        "INSERT INTO headrace.budgets VALUES ('global', 'year', 1, 'wait', now())",
         "INSERT INTO headrace.budgets VALUES ('global', 'day', -1, 'wait', now())",
         "INSERT INTO headrace.budgets VALUES ('global', 'day', 9000000000000001, 'wait', now())",
         "INSERT INTO headrace.money (only_row) VALUES (false)",
