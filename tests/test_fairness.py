@@ -190,20 +190,16 @@ async def test_what_a_job_cost_is_what_its_tenant_is_charged(pool: Pool, dispatc
         ids = await jobs.add(30)
         await jobs.ended(ids)
         ledger = (await jobs.ledger())["global", "total"][0]
-        queue_cost = await eventually(
-            lambda: costs_of(dispatch, queue(TENANT)), lambda found: abs(found[2]) < 1
-        )
+        of = queue(TENANT)
+        queue_cost = await eventually(lambda: costs_of(dispatch, of), lambda found: abs(found[2]) < 1)
     assert queue_cost[0] == pytest.approx(ledger / 30, rel=0.3)
     assert queue_cost[1] == 0
 
 
 async def costs_of(dispatch: Dispatch, of: Queue) -> list[float]:
     text = await dispatch.redis.text(keys.COST + keys.queue_name(of))
-    return (
-        [-1.0, -1.0, -1.0]
-        if text is None
-        else [math.nan if part == "-" else float(part) for part in text.split()]
-    )
+    parts = ("-1", "-1", "-1") if text is None else text.split()
+    return [math.nan if part == "-" else float(part) for part in parts]
 
 
 # Caps.
