@@ -1,7 +1,7 @@
 """What a job spends from, and budgets that begin beside those that are there."""
 
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from test_budget_holds import Interrupted
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.conformance
 MINUTE = timedelta(minutes=1)
 WORKER = WorkerId("w")
 TOTAL, WAIT = WindowKind.TOTAL, BudgetPolicy.WAIT
-BATCH = BatchId(uuid4())
+BATCH = BatchId(UUID(int=17))
 CALL = (
     "INSERT INTO headrace.calls (job_id, run, call, tenant, endpoint, provider, model, hold_id, held_nano, \
 held_at, scopes, epoch, price_version, opened_at, state, ended_at, cost_nano, suspense_nano, answer) \
