@@ -89,17 +89,17 @@ async def test_followers_hold_neither_slot_nor_money(
     assert len(silent.requests) == 2
 
 
-@pytest.mark.parametrize(
-    ("request_of", "calls"),
-    [
-        pytest.param(lambda _: JobRequest(CHAT, question()), 1, id="temperature 0"),
-        pytest.param(lambda _: JobRequest(CHAT, question(temperature=1)), 3, id="temperature 1"),
-        pytest.param(lambda _: JobRequest(CHAT, question(temperature=1), share=True), 1, id="asked for"),
-        pytest.param(lambda _: JobRequest(CHAT, question(), share=False), 3, id="not wanted"),
-        pytest.param(lambda n: JobRequest(CHAT, question(), tenant=f"tenant-{n}"), 3, id="other tenants"),
-        pytest.param(lambda n: JobRequest(CHAT, question(seed=n)), 3, id="other requests"),
-    ],
-)
+CASES: Mapping[str, tuple[Callable[[int], JobRequest], int]] = {
+    "temperature 0": (lambda _: JobRequest(CHAT, question()), 1),
+    "temperature 1": (lambda _: JobRequest(CHAT, question(temperature=1)), 3),
+    "asked for": (lambda _: JobRequest(CHAT, question(temperature=1), share=True), 1),
+    "not wanted": (lambda _: JobRequest(CHAT, question(), share=False), 3),
+    "other tenants": (lambda number: JobRequest(CHAT, question(), tenant=f"tenant-{number}"), 3),
+    "other requests": (lambda number: JobRequest(CHAT, question(seed=number)), 3),
+}
+
+
+@pytest.mark.parametrize(("request_of", "calls"), CASES.values(), ids=CASES.keys())
 async def test_what_is_shared(
     headrace: Headrace,
     pool: Pool,
