@@ -279,13 +279,6 @@ MUTATIONS = (
         "test_sharing.py::test_what_nobody_landed_the_reaper_lands",
     ),
     Mutation(
-        "who follows makes no call",
-        "workers/headrace_workers/steps/share.py",
-        "Snoozed(_LOOK_AGAIN, WaitReason.FLIGHT)) if follows else run",
-        "Snoozed(_LOOK_AGAIN, WaitReason.FLIGHT)) if False and follows else run",
-        "test_sharing.py::test_followers_hold_neither_slot_nor_money",
-    ),
-    Mutation(
         "a claim looks at the rows of pauses",
         "shared/headrace_shared/store/claims.sql",
         "  AND (m.paused IS NULL OR NOT m.paused && headrace.pausable_as(j.lane, j.route, j.tenant))\n",

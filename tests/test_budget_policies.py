@@ -31,7 +31,10 @@ MOST = 20
 BODY = {"max_completion_tokens": MOST, "messages": [{"role": "user", "content": "Hello"}]}
 CHAT = {"model": "dear", **BODY}
 PATH = "/v1/chat/completions"
-ROUTE = {"targets": [{"provider": "openai", "model": "dear"}, {"provider": "openai", "model": "cheap"}]}
+ROUTE = {
+    "targets": [{"provider": "openai", "model": "dear"}],
+    "fallbacks": [{"on": ["rate_limited"], "provider": "openai", "model": "cheap"}],
+}
 CONFIGURATION = {
     "routes": {"either": ROUTE},
     "prices": {

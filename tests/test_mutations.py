@@ -50,6 +50,9 @@ def run(test: str, copy: Path, servers: Servers) -> subprocess.CompletedProcess[
         "0",
         "-p",
         "no:cacheprovider",
+        # Not below the folder of all runs: a run that begins takes it away from other users, and with it
+        # what servers of tests under way need that do not run as root.
+        f"--basetemp={copy / 'tests'}",
         "-x",
         f"tests/{test}",
     ]

@@ -11,7 +11,7 @@ from headrace_workers.execution import Run
 
 
 def cheaper(configured: Configured, run: Run, than: NanoUSD) -> Iterator[tuple[Run, NanoUSD]]:
-    """Return a run as the other targets of its route would answer it, in the route's order.
+    """Return a run as the other targets of its route, and its fallbacks, would answer it, in their order.
 
     Only those come that are known to cost less at most, each with what that is.
     """
@@ -19,7 +19,7 @@ def cheaper(configured: Configured, run: Run, than: NanoUSD) -> Iterator[tuple[R
         return
     now = configured.now
     most_tokens = now.configuration.defaults.max_output_tokens
-    for target in now.configuration.resolve_route(run.ask.route).targets:
+    for target in now.configuration.resolve_route(run.ask.route).all_targets:
         if target == run.target:
             continue
         try:
