@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from headrace_shared.configuration import Configuration, PriceSection
+from headrace_shared.configuration import Configuration
+from headrace_shared.configuration_sections import PriceSection
 from headrace_shared.errors import UnknownPrice
 from headrace_shared.money import NanoUSD, from_decimal
 from headrace_shared.routes import Target

@@ -24,8 +24,8 @@ from headrace_shared.store import claims, feed
 from headrace_shared.store.pool import UNREACHABLE
 from headrace_workers.command import loop_factory
 from headrace_workers.heartbeat import Heartbeat
+from headrace_workers.parts import Parts, execution_of, open_parts
 from headrace_workers.running import Running
-from headrace_workers.service import Parts, execution_of, open_parts
 from headrace_workers.suspects import COULD_NOT_RUN
 from headrace_workers.watchdog import Watchdog
 

@@ -7,159 +7,32 @@ import os
 import socket
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 
-from headrace_shared.budgets import Budgets
-from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import MissingSetting
-from headrace_shared.ids import JobId, WorkerId, uuid7
-from headrace_shared.job import ClaimedJob
+from headrace_shared.ids import WorkerId, uuid7
 from headrace_shared.settings import Settings
 from headrace_shared.store import feed
-from headrace_shared.store.pool import UNREACHABLE, WORKER_POOL_SIZE, Pool, open_pool
+from headrace_shared.store.pool import UNREACHABLE
 from headrace_workers.alerts import INTERVAL as ALERTS_INTERVAL
-from headrace_workers.alerts import BudgetAlerts, Refusals
-from headrace_workers.breaker import Breakers
-from headrace_workers.choosing import Choosing
+from headrace_workers.alerts import BudgetAlerts
 from headrace_workers.claiming import Claiming
-from headrace_workers.clients import Clients
-from headrace_workers.configured import Configured
-from headrace_workers.execution import Execution, Road, Step
 from headrace_workers.feeder import Feeder
-from headrace_workers.finisher import Finisher
 from headrace_workers.gauges import Gauges
-from headrace_workers.handlers.loading import Handlers, open_handlers
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leadership import Leadership
-from headrace_workers.leases import Leases
-from headrace_workers.lengths import Lengths
-from headrace_workers.limiting import Limiter
+from headrace_workers.parts import Parts, execution_of, open_parts
 from headrace_workers.probes import Probes
-from headrace_workers.reach import Reach, check_at_start
+from headrace_workers.reach import Reach
 from headrace_workers.reaper import Reaper
-from headrace_workers.retry_budget import RetryBudget as Budget
 from headrace_workers.running import Running
-from headrace_workers.steps.admit import Admit
-from headrace_workers.steps.breaker import Breaker
-from headrace_workers.steps.call import Call
-from headrace_workers.steps.downgrade import cheaper
-from headrace_workers.steps.guard import Guard
-from headrace_workers.steps.handle import Handle
-from headrace_workers.steps.hold import Hold
-from headrace_workers.steps.journal import Journal
-from headrace_workers.steps.lease import Lease
-from headrace_workers.steps.retry_budget import RetryBudget
-from headrace_workers.steps.route import Route
-from headrace_workers.steps.settle import Settle
-from headrace_workers.steps.share import Share
 from headrace_workers.suspects import Suspects
-from headrace_workers.telemetry import Telemetry, setup
 from headrace_workers.watchdog import Watchdog
 from headrace_workers.webhooks.deliverer import Deliverer
 from headrace_workers.webhooks.sender import Sender
 from headrace_workers.worker import Worker
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the steps and the side services of one process share."""
-
-    pool: Pool
-    redis: Redis
-    dispatch: Dispatch
-    budgets: Budgets
-    configured: Configured
-    breakers: Breakers
-    limiter: Limiter
-    clients: Clients
-    finisher: Finisher
-    telemetry: Telemetry
-    running: dict[JobId, ClaimedJob]
-    """The jobs that this worker has claimed and not yet ended."""
-    leases: Leases
-    handlers: Handlers
-    lengths: Lengths
-    choosing: Choosing
-    retry_budget: Budget
-
-
-def steps_of(parts: Parts) -> tuple[Step, ...]:
-    """The road of a call. `Settle` follows the last of them, whatever they came to."""
-    return (
-        Share(parts.pool),
-        Route(parts.configured, parts.choosing),
-        Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured), Refusals(parts.pool)),
-        Admit(parts.limiter),
-        Breaker(parts.breakers),
-        RetryBudget(parts.retry_budget),
-        Journal(parts.pool, parts.budgets),
-        Lease(parts.leases),
-        Call(parts.clients, parts.breakers),
-    )
-
-
-def execution_of(parts: Parts) -> Execution:
-    calls = steps_of(parts)
-    settle = Settle(
-        parts.finisher,
-        parts.configured,
-        parts.choosing,
-        parts.retry_budget,
-        parts.telemetry.metrics,
-        limiter=parts.limiter,
-        lengths=parts.lengths,
-    )
-    handle = Handle(parts.handlers, Road(calls, settle), parts.pool, parts.configured)
-    return Execution((Guard(), handle, *calls), settle)
-
-
-@asynccontextmanager
-async def open_parts(
-    settings: Settings, worker_id: WorkerId, *, pool_size: int = WORKER_POOL_SIZE
-) -> AsyncGenerator[Parts]:
-    """Open everything a worker needs, and close it in the opposite order."""
-    async with contextlib.AsyncExitStack() as stack:
-        pool = await open_pool(settings.require_postgres(), size=pool_size, pooler=settings.pooler)
-        stack.push_async_callback(pool.close)
-        redis = Redis(settings.require_redis())
-        stack.push_async_callback(redis.close)
-        await check_at_start(redis, pool, worker_id)
-        dispatch = Dispatch(redis)
-        budgets = Budgets(pool, redis)
-        configured = await Configured.load(pool)
-        clients = Clients(configured, connections=settings.concurrency)
-        stack.push_async_callback(clients.close)
-        clients.of(configured.now.configuration.defaults.provider)
-        telemetry = setup(settings, worker_id)
-        stack.push_async_callback(telemetry.shutdown)
-        handlers = await stack.enter_async_context(open_handlers(settings.handlers))
-        running: dict[JobId, ClaimedJob] = {}
-        retry_budget = Budget(redis, configured)
-        breakers = Breakers(dispatch, configured, retry_budget.unshared)
-        limiter = Limiter(redis, configured, pool)
-        yield Parts(
-            pool,
-            redis,
-            dispatch,
-            budgets,
-            configured,
-            breakers,
-            limiter,
-            clients,
-            Finisher(pool, dispatch, budgets, worker_id, running),
-            telemetry,
-            running,
-            Leases(),
-            handlers,
-            Lengths(pool),
-            Choosing(configured, breakers, limiter),
-            retry_budget,
-        )
 
 
 @asynccontextmanager

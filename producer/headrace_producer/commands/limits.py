@@ -8,7 +8,8 @@ import typer
 from headrace_producer.commands.options import AsJson
 from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
-from headrace_shared.configuration import Configuration, LimitSection
+from headrace_shared.configuration import Configuration
+from headrace_shared.configuration_sections import LimitSection
 from headrace_shared.dispatch import limits
 from headrace_shared.dispatch.limits import Measure, View
 from headrace_shared.durations import format_duration
