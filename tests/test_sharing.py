@@ -157,11 +157,21 @@ async def test_a_transient_error_that_ends_the_leader_promotes_another(
     assert [isinstance(one, JobFailed) for one in found].count(True) == 1
 
 
-async def test_a_leader_that_waits_for_a_budget_gives_its_place_away(headrace: Headrace, pool: Pool) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        "waiting_for = 'budget'",
+        "run_at = run_at - interval '2 minutes'",
+        "run_at = run_at + interval '2 minutes'",
+    ],
+    ids=["for a budget", "for nobody who takes it up", "for long"],
+)
+async def test_a_leader_that_waits_gives_its_place_away(headrace: Headrace, pool: Pool, change: str) -> None:
     first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
     joined = await flights.join(pool, [passenger(first), passenger(second)])
     assert joined == {second.id}
-    await pool.execute("UPDATE headrace.jobs SET waiting_for = 'budget' WHERE id = $1", first.id)
+    assert await flights.land(pool, [first.id]) == []
+    await pool.execute(f"UPDATE headrace.jobs SET {change} WHERE id = $1", first.id)  # noqa: S608 - of this test
     (promoted,) = await flights.land(pool, [first.id])
     assert (promoted.id, promoted.state) == (second.id, JobState.QUEUED)
     assert await flights.join(pool, [passenger(first)]) == {first.id}

@@ -8,10 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Protocol
 from urllib.parse import quote
-
-from headrace_shared.routes import Target
 
 
 class LimitKind(StrEnum):
@@ -51,14 +48,6 @@ def limiter_name(text: str) -> str:
     """Return the limiter of a provider, or of ``provider/model``, as the dispatch names it."""
     provider, slash, model = text.partition("/")
     return f"{provider}{slash}{quote(model, safe='')}"
-
-
-class LimitStates(Protocol):
-    """What the choice of a route's target may know of limits, without asking anybody."""
-
-    def wait_of(self, target: Target) -> timedelta:
-        """Return how long a call to this target would wait for its limits, as far as is known here."""
-        ...
 
 
 _UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 0.000001, "ns": 0.0}

@@ -50,7 +50,7 @@ class Admission:
 
 
 class Limiter:
-    """All limits of a process; also what the choice of a target may ask (`LimitStates`)."""
+    """All limits of a process; also what the choice of a target asks (`choosing.Waits`)."""
 
     def __init__(self, redis: Redis, configured: Configured, database: Database) -> None:
         self._redis = redis
