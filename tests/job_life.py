@@ -7,10 +7,9 @@ happen in between. The provider keeps books of its own.
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
-from functools import partial
 from typing import cast
 
 from redis.asyncio.connection import AbstractConnection
@@ -43,7 +42,7 @@ from headrace_workers.limiting import Limiter
 from headrace_workers.reaper import Reaper
 from headrace_workers.replies import Answered, Refused, Reply, Unknown
 from headrace_workers.retry_budget import RetryBudget
-from headrace_workers.steps.downgrade import cheaper
+from headrace_workers.steps.downgrade import Downgrade
 from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.hold import Hold
 from headrace_workers.steps.journal import Journal
@@ -159,7 +158,7 @@ class Worker:
         self._steps = (
             Guard(),
             Route(world.configured, self._choosing),
-            Hold(self.budgets, world.dispatch, partial(cheaper, world.configured)),
+            Hold(self.budgets, world.dispatch, Downgrade(world.configured, self._choosing)),
             Journal(world.pool, self.budgets),
         )
         self._heartbeat = Heartbeat(
@@ -213,10 +212,10 @@ class Worker:
             moving.done += 1
         elif not run.sent:
             moving.fate = fate
-            moving.run = replace(run, sent=True)
+            moving.run = run._replace(sent=True)
             self._world.books.ask(run, fate)
         elif moving.fate is not None:
-            moving.run = replace(run, reply=_reply(moving.fate))
+            moving.run = run._replace(reply=_reply(moving.fate))
 
     async def _end(self, moving: Moving, run: Run, *, dies: bool) -> None:
         finisher = self._finisher(dies=dies)

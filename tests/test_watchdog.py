@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -171,7 +170,7 @@ class Road:
     async def stand_still(self, run: Run) -> Run:
         self.now += LEASE.total_seconds()
         asyncio.get_running_loop().call_soon(self.waits.set)
-        return replace(run, journalled=True)
+        return run._replace(journalled=True)
 
     async def send(self, run: Run) -> Run:
         self.sent.append(run)

@@ -1,6 +1,7 @@
 """The run of a job: one value through a visible list of named steps.
 
-    guard -> handle -> share -> route -> hold -> admit -> breaker -> journal -> lease -> call -> settle
+    guard -> handle -> share -> route -> hold -> admit -> breaker -> retry_budget -> journal -> lease
+          -> call -> settle
 
 Each step takes the run and returns it with what it found out. A step that ends the run
 sets its `outcome`, and the steps after it are passed by; `settle` is never passed by: it
@@ -13,9 +14,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import NamedTuple
 
 from headrace_shared.budgets import Held
 from headrace_shared.errors import HeadraceError
@@ -57,9 +59,11 @@ class Ask:
     """Of what a handler's call asks; with the name, a later run knows its answer by it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One claimed job on its way through the steps."""
+class Run(NamedTuple):
+    """One claimed job on its way through the steps.
+
+    A tuple and no dataclass: every step hands on a changed copy, and copying a dataclass is slow.
+    """
 
     job: ClaimedJob
     call: CallNumber
@@ -79,6 +83,8 @@ class Run:
     target: Target | None = None
     price: Price | None = None
     request: PreparedRequest | None = None
+    downgraded: bool = False
+    """A budget had no room for the call to the target that was chosen first."""
     timeouts: Timeouts | None = None
     """Of the call, where they are not its provider's own."""
     held: Held | None = None
@@ -114,7 +120,7 @@ class Run:
         return Run(self.job, number, attempts, self.ask, is_retry, met, bound_for, last_resort)
 
     def ended(self, outcome: Outcome) -> "Run":
-        return replace(self, outcome=outcome)
+        return self._replace(outcome=outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +253,7 @@ def uncancel() -> None:
 
 def _mark(run: Run, step: Step) -> Run:
     """Assume the worst of a step that did not come back: its intent stands, its request is out."""
-    return replace(
-        run,
+    return run._replace(
         journalled=run.journalled or isinstance(step, LeavesIntent),
         sent=run.sent or isinstance(step, Sends),
     )

@@ -26,7 +26,7 @@ _occasionally = Occasional(logging.getLogger(__name__))
 INTERVAL = timedelta(seconds=15)
 """Between two writings."""
 
-BYTES_PER_SECOND = 200_000
+BYTES_PER_SECOND = 100_000
 """Of bodies that are read; about one per cent of a processor. A call counts 1,000 beside its body."""
 
 _CALL_BYTES = 1_000

@@ -21,7 +21,6 @@ from openai import AsyncOpenAI, DefaultAioHttpClient, Omit, RequestOptions
 from pydantic import BaseModel, ValidationError
 
 from headrace_shared.jsonvalue import storable
-from headrace_shared.limits import read_told
 from headrace_shared.outcome import ErrorClass, Failure
 from headrace_shared.policy import Timeouts
 from headrace_shared.request import Endpoint
@@ -161,8 +160,17 @@ def _answered(latency: timedelta, endpoint: Endpoint, response: httpx2.Response)
         parsed.usage,
         parsed.finish,
         _failure_of(parsed),
-        read_told(response.headers),
+        _limit_headers(response.headers),
     )
+
+
+def _limit_headers(headers: httpx2.Headers) -> Mapping[str, str]:
+    # In one pass: a look-up by name goes through all of them.
+    return {
+        name.lower().decode("latin-1"): value.decode("latin-1")
+        for name, value in headers.raw
+        if name[:12].lower() == b"x-ratelimit-"
+    }
 
 
 def _failure_of(parsed: ParsedAnswer) -> Failure | None:
@@ -185,7 +193,7 @@ def _refused(latency: timedelta, response: httpx2.Response) -> Refused:
     )
     request_id = response.headers.get("x-request-id")
     body = response.content[:_MAX_REFUSAL_BYTES]
-    return Refused(latency, failure, response.status_code, request_id, body, read_told(response.headers))
+    return Refused(latency, failure, response.status_code, request_id, body, _limit_headers(response.headers))
 
 
 def classify(status: int, code: str, message: str = "") -> ErrorClass:

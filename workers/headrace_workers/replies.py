@@ -1,9 +1,9 @@
 """What a provider call came to: a value, whatever it was."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 
-from headrace_shared.limits import Told
 from headrace_shared.outcome import Failure
 from headrace_shared.usage import Usage
 
@@ -20,7 +20,8 @@ class Answered:
     finish: str
     failure: Failure | None = None
     """Why it is no success although it was billed: a content filter, a failed response."""
-    told: Told | None = None
+    limit_headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the provider said of its limits with it, not read yet (`headrace_shared.limits.read_told`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Refused:
     status: int | None = None
     request_id: str | None = None
     body: bytes | None = None
-    told: Told | None = None
+    limit_headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

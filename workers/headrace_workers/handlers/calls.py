@@ -6,7 +6,7 @@ put back, and its next run finds in the journal what this one was answered.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from headrace_shared.ids import CallNumber
@@ -95,7 +95,7 @@ class Calls:
                 case _:
                     return _concluded(run, settled)
             await asyncio.sleep(delay.total_seconds())
-            run = replace(following, call=self._next())
+            run = following._replace(call=self._next())
 
     async def _go(self, run: Run) -> tuple[Run, Again | Outcome]:
         cancelled = False

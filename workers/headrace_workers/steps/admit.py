@@ -1,7 +1,5 @@
 """Room under the provider's limits: the call goes at its moment, or its job waits for it without a slot."""
 
-from dataclasses import replace
-
 from headrace_shared.dispatch.limits import Wait
 from headrace_shared.ids import hold_id
 from headrace_shared.outcome import Snoozed, WaitReason
@@ -21,4 +19,4 @@ class Admit:
         admission = await self._limiter.admit(call, run.target, *bounds)
         if isinstance(admission, Wait):
             return run.ended(Snoozed(admission.delay, WaitReason.LIMIT))
-        return replace(run, admission=admission)
+        return run._replace(admission=admission)

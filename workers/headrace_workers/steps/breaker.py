@@ -1,7 +1,5 @@
 """Leave to call: while the target's breaker is open, one probe of the fleet has it."""
 
-from dataclasses import replace
-
 from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.ids import hold_id
 from headrace_shared.outcome import Snoozed, WaitReason
@@ -23,6 +21,6 @@ class Breaker:
             return run.ended(Snoozed(SERVER_PAUSE, WaitReason.SERVERS))
         match permit:
             case Permit():
-                return replace(run, permit=permit)
+                return run._replace(permit=permit)
             case NotNow(delay):
                 return run.ended(Snoozed(delay, WaitReason.BREAKER))

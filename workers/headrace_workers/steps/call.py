@@ -1,6 +1,5 @@
 """The request goes out."""
 
-from dataclasses import replace
 from datetime import timedelta
 from http import HTTPStatus
 
@@ -23,7 +22,7 @@ class Call(Sends):
         if run.ask is None or run.target is None or run.permit is None or run.request is None:
             return run
         if run.last_resort is not None:
-            return replace(run, sent=True, reply=_given(run.last_resort))
+            return run._replace(sent=True, reply=_given(run.last_resort))
         target, endpoint, request = run.target, run.ask.endpoint, run.request
 
         async def send() -> Reply:
@@ -36,7 +35,7 @@ class Call(Sends):
         with call_span(target, endpoint) as span:
             reply = await self._breakers.of(target).call(run.permit, send)
             _describe(reply, span)
-        return replace(run, sent=True, reply=reply)
+        return run._replace(sent=True, reply=reply)
 
 
 def _given(answer: bytes) -> Answered:

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import logging
 import time
-from dataclasses import replace
 from datetime import timedelta
 from typing import TypeGuard, TypeVar
 
@@ -148,14 +147,14 @@ class Handle:
 
     def _judged(self, run: Run, handler: Handler, context: Context, task: asyncio.Task[object]) -> Run:
         if context.put_off is not None:
-            return replace(run, attempts=context.put_off.attempts, outcome=context.put_off.outcome)
+            return run._replace(attempts=context.put_off.attempts, outcome=context.put_off.outcome)
         if task.cancelled():
             return run.ended(self._decide(run, _failure(f"handler {handler.name} cancelled itself")))
         error = task.exception()
         if error is None:
             return self._returned(run, handler, task.result())
         if (failed := _failed_call(error)) is not None:
-            return replace(run, attempts=failed.attempts, outcome=Failed(failed.failure))
+            return run._replace(attempts=failed.attempts, outcome=Failed(failed.failure))
         failure = _failure(f"{type(error).__name__}: {error}")
         _logger.warning(
             "handler %s raised %s", handler.name, type(error).__name__, extra={"job_id": str(run.job.id)}
@@ -169,7 +168,7 @@ class Handle:
             output = encode_result(handler.output, value, limit=limit)
         except HeadraceError as error:
             return run.ended(Failed(_failure(error.message)))
-        return replace(run, output=output, outcome=Succeeded())
+        return run._replace(output=output, outcome=Succeeded())
 
     def _decide(self, run: Run, failure: Failure) -> Outcome:
         return decide(
