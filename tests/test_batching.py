@@ -102,6 +102,34 @@ async def test_a_submitter_that_is_cancelled_during_the_flush_disturbs_nobody() 
     assert await patient == 4
 
 
+async def test_a_result_that_nobody_takes_is_told_to_who_can_give_it_back() -> None:
+    flusher = Flusher(held=True)
+    unclaimed: list[tuple[int, int]] = []
+    batcher = Batcher[int, int](flusher, unclaimed=lambda item, result: unclaimed.append((item, result)))
+    tasks = [asyncio.create_task(batcher.submit(item)) for item in (1, 2)]
+    await flusher.started.wait()
+    tasks[0].cancel()
+    await asyncio.wait(tasks[:1])
+    flusher.go.set()
+    assert await tasks[1] == 4
+    assert unclaimed == [(1, 2)]
+
+
+async def test_a_result_is_told_as_well_when_its_submitter_is_cancelled_before_it_knows() -> None:
+    unclaimed: list[tuple[int, int]] = []
+
+    async def flush(items: Sequence[int]) -> Sequence[int]:
+        # After the result is set, and before the submitter is woken.
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return items
+
+    batcher = Batcher[int, int](flush, unclaimed=lambda item, result: unclaimed.append((item, result)))
+    task = asyncio.create_task(batcher.submit(7))
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert unclaimed == [(7, 7)]
+
+
 async def test_drain_waits_for_everything_that_was_submitted() -> None:
     flusher = Flusher(held=True)
     batcher = Batcher[int, int](flusher, max_size=1)

@@ -1,5 +1,6 @@
 """What becomes of jobs that do not fit: they wait, fail, go to a cheaper target, or go all the same."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -11,16 +12,24 @@ from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import InvalidInput
-from headrace_shared.ids import Tenant
+from headrace_shared.ids import Tenant, WorkerId
 from headrace_shared.job import JobState
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, WaitReason
+from headrace_shared.store import claims
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.behaviour import Behaviour
-from headrace_shared.testing.jobs import Jobs
+from headrace_shared.testing.jobs import Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider, completion
 from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_workers.breaker import Breakers
+from headrace_workers.choosing import Choosing
+from headrace_workers.configured import Configured
+from headrace_workers.execution import Run
+from headrace_workers.steps.downgrade import Downgrade
+from headrace_workers.steps.hold import Hold
+from headrace_workers.steps.route import Route
 from headrace_workers.testing import running_worker
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -73,6 +82,65 @@ async def test_a_call_that_does_not_fit_goes_to_the_next_target_that_does(
     assert [job.error_class for job in failed] == [ErrorClass.BUDGET_EXHAUSTED]
     assert (await jobs.spend())["model:either", "total"] == (amount, 0)
     assert await jobs.spend() == await jobs.ledger()
+
+
+async def test_a_cheaper_target_that_is_full_is_waited_for_without_a_slot(
+    jobs: Jobs, budgets: Budgets, silent: ScriptedProvider
+) -> None:
+    """The dear one does not fit: there is nowhere else to go, and least of all back to it, for ever."""
+    silent.script(completion(completion_tokens=MOST))
+    await jobs.configure({**CONFIGURATION, "limits": {"openai/cheap": {"concurrent": 1}}})
+    await budgets.set("model:either", WindowKind.TOTAL, limit(2 * MOST, CHEAP), BudgetPolicy.DOWNGRADE)
+    async with running_worker():
+        [first] = await jobs.add(1, model="either", body=BODY)
+        await silent.arrived(1)
+        [second] = await jobs.add(1, model="either", body=BODY)
+        await jobs.until(second, lambda row: row["waiting_for"] == WaitReason.LIMIT)
+        silent.open.set()
+        endings = await jobs.ended([first, second])
+    assert [ending.answer.model for ending in endings if ending.answer] == ["cheap", "cheap"]
+
+
+async def test_a_large_job_keeps_no_small_ones_back_where_money_is_about_to_be_released(
+    jobs: Jobs, budgets: Budgets, silent: ScriptedProvider
+) -> None:
+    """Half is spent, half is held by a call that will cost little: only the large one waits for tomorrow."""
+
+    def job(most: int) -> dict[str, object]:
+        return {**BODY, "max_completion_tokens": most}
+
+    await budgets.set("model:dear", WindowKind.DAY, limit(30), BudgetPolicy.WAIT)
+    silent.script(completion(completion_tokens=15), completion(completion_tokens=1))
+    silent.open.set()
+    async with running_worker():
+        await jobs.ended(await jobs.add(1, model="dear", body=job(15)))
+        silent.open.clear()
+        under_way = await jobs.add(1, model="dear", body=job(15))
+        await silent.arrived(2)
+        [large] = await jobs.add(1, model="dear", body=job(20))
+        await jobs.until(large, lambda row: row["waiting_for"] == WaitReason.BUDGET)
+        small = await jobs.add(1, model="dear", body=job(5))
+        silent.open.set()
+        endings = await jobs.ended([*under_way, *small])
+        assert (await jobs.row(large))["state"] == JobState.QUEUED
+    assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+
+
+async def test_a_call_that_is_interrupted_while_its_money_is_held_gives_it_back_at_once(
+    jobs: Jobs, budgets: Budgets, dispatch: Dispatch
+) -> None:
+    await budgets.set("global", WindowKind.TOTAL, limit(MOST), BudgetPolicy.WAIT)
+    [job_id] = await jobs.add(1, model="dear", body=BODY)
+    [job] = (await claims.claim_jobs(jobs.pool, [job_id], WorkerId("w"), SECONDS)).jobs
+    configured = await Configured.load(jobs.pool)
+    choosing = Choosing(configured, Breakers(dispatch, configured))
+    run = await Route(configured, choosing)(Run.of(job))
+    step = Hold(budgets, dispatch, Downgrade(configured, choosing))
+    holding = asyncio.ensure_future(step(run))
+    await asyncio.sleep(0)
+    holding.cancel()
+    await asyncio.wait([holding])
+    await eventually(lambda: step(run), lambda again: again.held is not None)
 
 
 async def test_without_the_policy_no_other_target_is_asked(

@@ -196,6 +196,31 @@ async def test_what_a_job_cost_is_what_its_tenant_is_charged(pool: Pool, dispatc
     assert queue_cost[1] == 0
 
 
+async def test_calls_of_jobs_that_go_on_are_charged_at_once(dispatch: Dispatch) -> None:
+    """A handler makes many; of its last one alone nobody would know what it cost."""
+    for tenant in (A, B):
+        await push(dispatch, queue(tenant), 40)
+    fleet = Fleet(dispatch, {A: LEAST, B: LEAST}, slots=2)
+    (first, _) = await fleet.fill()
+    await dispatch.finish([], costs={first: NanoUSD(20 * LEAST)})
+    others = Counter[Tenant]()
+    for _ in range(10):
+        await fleet.end(1)
+        others.update(entry.queue.tenant for entry in await fleet.fill())
+    assert others[first.queue.tenant] <= 1
+
+
+async def test_many_jobs_of_a_tenant_end_at_once(dispatch: Dispatch) -> None:
+    """As those do that all wait for one answer: more than a Lua call takes values."""
+    entries = await push(dispatch, queue(A), 9000)
+    await dispatch.finish([(entry, None) for entry in entries])
+    left = await dispatch.redis.evaluate(_CARD, [keys.QUEUE + keys.queue_name(queue(A))])
+    assert left == 0
+
+
+_CARD = script("return redis.call('ZCARD', KEYS[1])")
+
+
 async def costs_of(dispatch: Dispatch, of: Queue) -> list[float]:
     text = await dispatch.redis.text(keys.COST + keys.queue_name(of))
     parts = ("-1", "-1", "-1") if text is None else text.split()

@@ -1,5 +1,6 @@
 """Limits of providers: what is let through, how they are learnt, and who waits where."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import pairwise
@@ -230,6 +231,16 @@ async def test_a_claim_takes_no_more_jobs_of_a_model_than_may_go_and_others_over
 
 
 @pytest.mark.conformance
+async def test_a_handler_waits_for_no_limit_before_it_calls(redis: Redis, dispatch: Dispatch) -> None:
+    """Nobody knows which models it will call; the default provider's limits are not its own."""
+    await publish(redis, {"openai": {"concurrent": 1}})
+    await admit(redis, 1)
+    handlers = Queue(Lane("default"), RouteName("handler:summarise"), Tenant("acme"))
+    await dispatch.push([(Entry(handlers, new_job_id()), timedelta(0)) for _ in range(3)])
+    assert len((await dispatch.claim(30, LANES, LEASE, SECOND)).entries) == 3
+
+
+@pytest.mark.conformance
 async def test_a_wiped_server_says_so_and_lets_nothing_burst(redis: Redis, clock: Clock) -> None:
     await publish(redis, {NAME: {"requests_per_minute": 60}})
     await admit(redis, 1)
@@ -374,15 +385,19 @@ async def test_without_redis_each_worker_keeps_its_share_of_what_was_known(pool:
     name = f"openai/{MODEL}"
     document = {"limits": {name: {"requests_per_minute": 600, "concurrent": 4}}}
     configured = Configured(pool, Versioned(1, Configuration.from_document(document)))
-    alone = Alone(configured, pool)
+    under_way = Counter[str]()
+    alone = Alone(configured, pool, under_way.__getitem__)
     for worker in ("one", "two"):
         await feed.register_worker(pool, WorkerId(worker), host="", slots=1, lanes=["default"], alive=MINUTE)
-    verdicts = [await alone.admit(one) for one in asks(5)]
+    verdicts: list[Admitted | Wait] = []
+    for one in asks(5):
+        verdicts.append(await alone.admit(one))
+        under_way[NAME] += isinstance(verdicts[-1], Admitted)
     # Two of four under way, and the second no sooner than a fifth of a second after the first.
     assert [isinstance(one, Admitted) for one in verdicts] == [True, True, False, False, False]
     first, second = admitted(verdicts)
     assert second.delay - first.delay >= timedelta(milliseconds=150)
-    alone.settle(TARGET)
+    under_way[NAME] -= 1
     assert isinstance(await alone.admit(asks(1)[0]), Admitted)
     alone.learn([Standing(NAME, timedelta(0), 6, None, 4, timedelta(0))])
     assert isinstance(await alone.admit(asks(1)[0]), Wait)

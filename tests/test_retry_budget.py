@@ -93,6 +93,15 @@ async def test_a_few_are_always_allowed_and_then_it_is_one_after_the_other(proce
     assert timedelta(seconds=30) <= waits[-1] <= timedelta(seconds=36)
 
 
+async def test_those_that_are_refused_together_wait_in_their_order(process: Process) -> None:
+    one = process()
+    await one.retry(retries.FLOOR)
+    waits = await asyncio.gather(*(one.budget.wait_of(PROVIDER) for _ in range(12)))
+    assert waits[0] is not None
+    assert waits[-1] is not None
+    assert waits[-1] > 2 * waits[0]
+
+
 async def test_providers_have_budgets_of_their_own(process: Process) -> None:
     one = process()
     assert (await one.retry(20))[0] == 10

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,9 +12,13 @@ from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest
+from headrace_shared.ids import CallNumber, Lane, RouteName, Tenant, new_job_id
+from headrace_shared.ids import Run as RunNumber
+from headrace_shared.job import ClaimedJob, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.policy import Timeouts
+from headrace_shared.request import Endpoint
 from headrace_shared.routes import Fallback, Route, Strategy, Target, Trouble, trouble_of
 from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.pool import Pool
@@ -22,7 +26,10 @@ from headrace_shared.usage import NO_USAGE, Finish
 from headrace_workers.breaker import Breakers
 from headrace_workers.choosing import Choosing, Met
 from headrace_workers.configured import Configured
+from headrace_workers.execution import Ask, Run
+from headrace_workers.offers import most_cost
 from headrace_workers.replies import Answered
+from headrace_workers.steps.downgrade import Downgrade
 from headrace_workers.strategies import strategy_of
 
 SECOND = timedelta(seconds=1)
@@ -203,6 +210,25 @@ class Limits:
         return timedelta(seconds=self._seconds.get(target.provider, 0))
 
 
+def cost(target: Target) -> NanoUSD | None:
+    return {EAST: NanoUSD(2), WEST: NanoUSD(1)}.get(target)
+
+
+def a_job() -> ClaimedJob:
+    return ClaimedJob(
+        id=new_job_id(),
+        run=RunNumber(1),
+        queue=Queue(Lane("default"), RouteName("m"), Tenant("acme")),
+        endpoint=Endpoint.CHAT_COMPLETIONS,
+        body=b"{}",
+        attempts=0,
+        max_attempts=6,
+        created_at=datetime.fromtimestamp(0, UTC),
+        waited=timedelta(0),
+        lease=timedelta(seconds=30),
+    )
+
+
 @dataclass
 class Stage:
     choosing: Choosing
@@ -210,10 +236,10 @@ class Stage:
     route: Route
 
     def chosen(self, *met: Met) -> set[Target]:
-        return {self.choosing.first(self.route, met, 1000) for _ in range(60)}
+        return {self.choosing.first(self.route, met, cost) for _ in range(60)}
 
     def onward(self, *met: Met) -> set[Target | None]:
-        return {self.choosing.next(self.route, met, 1000) for _ in range(60)}
+        return {self.choosing.next(self.route, met, cost) for _ in range(60)}
 
 
 def stage(pool: Pool, dispatch: Dispatch, strategy: str = "weighted", **waits: float) -> Stage:
@@ -282,6 +308,30 @@ async def test_loads_latencies_and_prices_are_those_of_the_process(pool: Pool, d
         quick.choosing.ended(target, answered)
     assert quick.chosen() == {EAST}
     assert stage(pool, dispatch, "lowest-cost").chosen() == {WEST}
+
+
+def test_a_call_that_its_budget_sends_elsewhere_is_counted_there(pool: Pool, dispatch: Dispatch) -> None:
+    found = stage(pool, dispatch, "least-loaded")
+    downgrade = Downgrade(Configured(pool, Versioned(1, configuration())), found.choosing)
+    ask = Ask(Endpoint.CHAT_COMPLETIONS, RouteName("m"), b'{"model": "m", "messages": [], "max_tokens": 10}')
+    run = Run(a_job(), CallNumber(1), 0, ask, target=EAST, timeouts=Timeouts(SECOND, SECOND, SECOND))
+    found.choosing.taken(EAST)
+    [(instead, most)] = downgrade.cheaper(run, NanoUSD(10**12))
+    assert (instead.target, instead.timeouts, instead.downgraded) == (WEST, None, True)
+    assert most == most_cost(Configured(pool, Versioned(1, configuration())).now, ask, WEST)
+    downgrade.taken(run, instead)
+    assert (found.choosing.under_way(EAST), found.choosing.under_way(WEST)) == (0, 1)
+
+
+def test_what_a_request_costs_at_most_goes_by_what_it_asks_for(pool: Pool) -> None:
+    now = Configured(pool, Versioned(1, configuration())).now
+    short, long = (
+        Ask(Endpoint.CHAT_COMPLETIONS, RouteName("m"), b'{"model":"m","messages":[],"max_tokens":%d}' % most)
+        for most in (10, 20)
+    )
+    assert (most_cost(now, long, EAST) or 0) - (most_cost(now, short, EAST) or 0) == 10 * 2000
+    embedding = Ask(Endpoint.EMBEDDINGS, RouteName("m"), b'{"model":"m","input":"Hello"}')
+    assert (most_cost(now, embedding, WEST) or 0) < (most_cost(now, embedding, EAST) or 0) < 10**6
 
 
 def test_a_route_that_is_not_there_is_still_refused() -> None:

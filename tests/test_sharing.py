@@ -160,11 +160,10 @@ async def test_a_transient_error_that_ends_the_leader_promotes_another(
 @pytest.mark.parametrize(
     "change",
     [
-        "waiting_for = 'budget'",
         "run_at = run_at - interval '2 minutes'",
         "run_at = run_at + interval '2 minutes'",
     ],
-    ids=["for a budget", "for nobody who takes it up", "for long"],
+    ids=["for nobody who takes it up", "for long"],
 )
 async def test_a_leader_that_waits_gives_its_place_away(headrace: Headrace, pool: Pool, change: str) -> None:
     first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
@@ -175,6 +174,14 @@ async def test_a_leader_that_waits_gives_its_place_away(headrace: Headrace, pool
     (promoted,) = await flights.land(pool, [first.id])
     assert (promoted.id, promoted.state) == (second.id, JobState.QUEUED)
     assert await flights.join(pool, [passenger(first)]) == {first.id}
+
+
+async def test_a_leader_that_tries_again_soon_leads_on(headrace: Headrace, pool: Pool) -> None:
+    first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
+    await flights.join(pool, [passenger(first), passenger(second)])
+    await pool.execute("UPDATE headrace.jobs SET waiting_for = 'budget' WHERE id = $1", first.id)
+    assert await flights.land(pool, [first.id]) == []
+    assert await leader_of(pool) == first.id
 
 
 async def test_what_nobody_landed_the_reaper_lands(headrace: Headrace, pool: Pool, reaper: Reaper) -> None:

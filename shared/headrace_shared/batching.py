@@ -25,6 +25,7 @@ class Batcher(Generic[In, Out]):
         company: whether more than this many items can be expected soon; without company nothing waits.
         halve_on: errors that one item can cause for its whole batch. Such a batch is halved
             until the item stands alone and fails by itself.
+        unclaimed: told of an item and its result whose submitter was cancelled meanwhile.
 
     """
 
@@ -38,6 +39,7 @@ class Batcher(Generic[In, Out]):
         max_delay: timedelta = timedelta(0),
         company: Callable[[int], bool] = lambda _pending: True,
         halve_on: tuple[type[Exception], ...] = (),
+        unclaimed: Callable[[In, Out], None] = lambda _item, _result: None,
     ) -> None:
         self._flush = flush
         self._max_size = max_size
@@ -46,6 +48,7 @@ class Batcher(Generic[In, Out]):
         self._max_delay = max_delay.total_seconds()
         self._company = company
         self._halve_on = halve_on
+        self._unclaimed = unclaimed
         self._pending: list[tuple[In, asyncio.Future[Out]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -54,11 +57,22 @@ class Batcher(Generic[In, Out]):
 
         An item stays in its batch when its submitter is cancelled.
         """
+        future = self.put(item)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # The batch was through already, and only the news of it had not arrived.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._unclaimed(item, future.result())
+            raise
+
+    def put(self, item: In) -> asyncio.Future[Out]:
+        """Submit an item for which somebody else may wait."""
         future: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
         self._pending.append((item, future))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush_all(), name="batcher")
-        return await future
+        return future
 
     async def drain(self) -> None:
         """Wait until everything that was submitted is flushed."""
@@ -109,8 +123,10 @@ class Batcher(Generic[In, Out]):
             _fail(batch, error)
             raise
         else:
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
+            for (item, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    self._unclaimed(item, result)
+                else:
                     future.set_result(result)
 
 

@@ -6,12 +6,11 @@ callers wait for their limits, the calls under way here, and how long answers to
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from headrace_shared.errors import UnknownPrice
 from headrace_shared.money import NanoUSD
 from headrace_shared.routes import Route, Target, Trouble
 from headrace_workers.breaker import Breakers
@@ -26,6 +25,9 @@ _LATENCY_KEPT = timedelta(seconds=30)
 """After so long without an answer a target's latency is unknown again: it may be well by now."""
 
 _NOTHING = timedelta(0)
+
+Cost = Callable[[Target], NanoUSD | None]
+"""Says the most that a call costs at a target; None where nobody knows."""
 
 
 class Waits(Protocol):
@@ -60,31 +62,35 @@ class Choosing:
         self._under_way: Counter[Target] = Counter()
         self._latencies: dict[Target, tuple[float, float]] = {}
 
-    def first(self, route: Route, met: Sequence[Met], size: int) -> Target:
+    def first(self, route: Route, met: Sequence[Met], cost: Cost) -> Target:
         """Return who is called: one that can take a call now, else one to wait for.
 
         Args:
             route: whose target it is.
             met: what earlier calls of the same run met.
-            size: bytes of the request.
+            cost: the most that the call costs at a target; None where nobody knows.
 
         """
         if not met and len(route.targets) == 1 and not route.fallbacks:
             return route.targets[0]
-        ready = self.next(route, met, size)
+        ready = self.next(route, met, cost)
         if ready is not None:
             return ready
         targets, fallbacks = self._left(route, met)
-        return self._choose(route, targets or fallbacks or route.targets, size)
+        return self._choose(route, targets or fallbacks or route.targets, cost)
 
-    def next(self, route: Route, met: Sequence[Met], size: int) -> Target | None:
+    def next(self, route: Route, met: Sequence[Met], cost: Cost) -> Target | None:
         """Return who can take a call now and has met nothing in this run; None when nobody is left."""
         targets, fallbacks = self._left(route, met)
         ready = [target for target in targets if self._trouble_of(target) is None]
         if ready:
             unhindered = [target for target in ready if not self._waits.wait_of(target)]
-            return self._choose(route, unhindered or ready, size)
+            return self._choose(route, unhindered or ready, cost)
         return next((target for target in fallbacks if self._trouble_of(target) is None), None)
+
+    def is_in_trouble(self, target: Target) -> bool:
+        """Say whether a call to it would only wait."""
+        return self._trouble_of(target) is not None
 
     def taken(self, target: Target) -> None:
         """Count a call that is on its way to a target."""
@@ -126,17 +132,16 @@ class Choosing:
         longest = self._configured.now.retries.slot_wait
         return Trouble.RATE_LIMITED if self._waits.wait_of(target) > longest else None
 
-    def _choose(self, route: Route, targets: Sequence[Target], size: int) -> Target:
+    def _choose(self, route: Route, targets: Sequence[Target], cost: Cost) -> Target:
         if len(targets) == 1:
             return targets[0]
-        return strategy_of(route.strategy)(targets, _Facts(route, size, self, self._configured))
+        return strategy_of(route.strategy)(targets, _Facts(route, cost, self))
 
 
 class _Facts:
-    def __init__(self, route: Route, size: int, choosing: Choosing, configured: Configured) -> None:
+    def __init__(self, route: Route, cost: Cost, choosing: Choosing) -> None:
         self._weights = dict(zip(route.targets, route.weights, strict=True))
-        self._size = size
-        self._configured = configured
+        self._cost = cost
         self.under_way = choosing.under_way
         self.latency = choosing.latency
 
@@ -144,9 +149,4 @@ class _Facts:
         return self._weights.get(target, 1)
 
     def cost(self, target: Target) -> NanoUSD | None:
-        now = self._configured.now
-        try:
-            price = now.prices.price(target)
-            return price.worst_case(self._size, now.configuration.defaults.max_output_tokens)
-        except UnknownPrice:
-            return None
+        return self._cost(target)

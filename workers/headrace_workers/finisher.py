@@ -22,8 +22,9 @@ from headrace_shared.ids import JobId, WorkerId
 from headrace_shared.job import ClaimedJob, JobState
 from headrace_shared.logs import Occasional
 from headrace_shared.money import NanoUSD
-from headrace_shared.outcome import Retry, Snoozed, WaitReason
+from headrace_shared.outcome import Retry, Snoozed
 from headrace_shared.store import runs
+from headrace_shared.store.flights import LEADS_ON
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
 from headrace_workers.landing import Landing
@@ -84,7 +85,7 @@ class _Written:
         if not self.finish.may_lead or self.state is None:
             return False
         outcome = self.finish.end.outcome if self.finish.end else None
-        return self.state.ended or (isinstance(outcome, Snoozed) and outcome.reason is WaitReason.BUDGET)
+        return self.state.ended or (isinstance(outcome, Snoozed) and outcome.delay > LEADS_ON)
 
 
 class Finisher:
@@ -114,7 +115,6 @@ class Finisher:
             halve_on=REJECTED,
         )
         self._releases = Batcher(self._release, max_size=1000)
-        self._releasing: set[asyncio.Task[None]] = set()
 
     async def submit(self, finish: Finish) -> bool:
         """Write it down; false when the run had lost its row, so that only the bill was booked.
@@ -124,16 +124,12 @@ class Finisher:
 
         """
         written = await self._commits.submit(finish)
-        # The money and the queue follow the commit; nobody has to wait for them.
-        task = asyncio.create_task(self._releases.submit(written), name="release")
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
         return finish.end is None or written.state is not None
 
     async def drain(self) -> None:
         """Wait until all that was submitted is written."""
         await self._commits.drain()
-        await asyncio.gather(*self._releasing, return_exceptions=True)
+        await self._releases.drain()
 
     async def _commit(self, batch: Sequence[Finish]) -> Sequence[_Written]:
         pause = 0.05
@@ -153,7 +149,14 @@ class Finisher:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE)
             else:
-                return [_written(one, finished) for one in batch]
+                written = [_written(one, finished) for one in batch]
+                self._follow(written)
+                return written
+
+    def _follow(self, batch: Sequence[_Written]) -> None:
+        """Start what follows the commit, the money and the queue; nobody has to wait for it."""
+        for one in batch:
+            self._releases.put(one)
 
     async def _release(self, batch: Sequence[_Written]) -> Sequence[None]:
         settlements = [one.finish.settlement for one in batch if one.finish.settlement]

@@ -10,16 +10,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from headrace_shared.batching import Batcher
 from headrace_shared.dispatch import limits
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.limits import AdmitRequest, Admitted, Report, Standing, Wait, limiter_of
+from headrace_shared.dispatch.limits import (
+    AdmitRequest,
+    Admitted,
+    Report,
+    Standing,
+    Wait,
+    limiter_of,
+    limiters_of,
+)
 from headrace_shared.errors import DispatchUnavailable
-from headrace_shared.limits import Told, exceeded_kind
+from headrace_shared.limits import exceeded_kind, read_told
 from headrace_shared.logs import Occasional
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.routes import Target
@@ -55,8 +63,10 @@ class Limiter:
     def __init__(self, redis: Redis, configured: Configured, database: Database) -> None:
         self._redis = redis
         self._configured = configured
-        self._alone = Alone(configured, database)
-        self._admissions = Batcher[AdmitRequest, Admitted | Wait](self._admit, max_size=500)
+        self._alone = Alone(configured, database, self._calls_under_way)
+        self._admissions = Batcher[AdmitRequest, Admitted | Wait](
+            self._admit, max_size=500, unclaimed=self._give_back
+        )
         self._under_way: dict[str, Admission] = {}
         self._reports: dict[str, Report] = {}
         self._news = asyncio.Event()
@@ -68,7 +78,7 @@ class Limiter:
     def wait_of(self, target: Target) -> timedelta:
         """Return how long a call would wait for its limits, as far as is known here."""
         now, longest = time.monotonic(), 0.0
-        for name in _limiters(target):
+        for name in limiters_of(target):
             if (known := self._standings.get(name)) is not None:
                 standing, at = known
                 longest = max(longest, standing.wait.total_seconds() - (now - at))
@@ -82,8 +92,7 @@ class Limiter:
             verdict = await self._admissions.submit(request)
             if isinstance(verdict, Wait):
                 return verdict
-            admission = Admission(call, target, input_bound, verdict.tokens)
-            self._under_way[call] = admission
+            admission = self._under_way[call]
             try:
                 if verdict.delay:
                     await asyncio.sleep(verdict.delay.total_seconds())
@@ -95,31 +104,44 @@ class Limiter:
             # The provider refused another call meanwhile: nobody sends until it is time, and then in turn.
             self.settle(admission, None)
 
+    def _let_go(self, request: AdmitRequest, verdict: Admitted | Wait) -> None:
+        if isinstance(verdict, Admitted):
+            admission = Admission(request.id, request.target, request.input_bound, verdict.tokens)
+            self._under_way[request.id] = admission
+
+    def _calls_under_way(self, name: str) -> int:
+        return sum(name in limiters_of(one.target) for one in self._under_way.values())
+
+    def _give_back(self, request: AdmitRequest, verdict: Admitted | Wait) -> None:
+        """The call's run was interrupted before it learnt that it may go."""
+        if isinstance(verdict, Admitted):
+            self.settle(self._under_way[request.id], None)
+
     def settle(self, admission: Admission, reply: Reply | None) -> None:
         """Take note of what a call came to; None where it was not made."""
         self._under_way.pop(admission.id, None)
-        self._alone.settle(admission.target)
-        told = reply.told if isinstance(reply, Answered | Refused) else None
-        own, *_ = names = _limiters(admission.target)
+        said = reply.limit_headers if isinstance(reply, Answered | Refused) else None
+        own, *_ = names = limiters_of(admission.target)
         refused = isinstance(reply, Refused) and reply.failure.error_class is ErrorClass.RATE_LIMITED
-        if told is None and not refused and not any(self._is_limited(name) for name in names):
+        if not said and not refused and not any(self._is_limited(name) for name in names):
             return
         for name in names:
-            report = self._reports.setdefault(name, Report(name))
-            report.given_back.append(admission.id)
+            report = self._report_of(name)
+            if self._has_permits(name):
+                report.given_back.append(admission.id)
             if isinstance(reply, Answered):
                 _add(report, admission, reply)
             elif reply is None or (isinstance(reply, Refused) and not refused):
                 # It took nothing. What was refused for its limit counts there all the same.
                 report.reserved += admission.tokens
-        if reply is not None and told is not None:
-            _hear(self._reports[own], told, reply.latency)
+        if reply is not None and said:
+            _hear(self._reports[own], said, reply.latency)
         if refused and isinstance(reply, Refused):
             self._refuse(self._reports[own], reply)
         self._news.set()
 
     def _refuse(self, report: Report, reply: Refused) -> None:
-        kind = exceeded_kind(reply.told, reply.failure.message)
+        kind = exceeded_kind(read_told(reply.limit_headers), reply.failure.message)
         report.refused[kind] = report.refused.get(kind, 0) + 1
         cap = self._configured.now.retries.retry_after_cap
         asked = reply.failure.retry_after
@@ -137,6 +159,16 @@ class Limiter:
         until, learned = self._cooling.get(limiter_of(target), (0.0, 0.0))
         return learned >= moment and until > time.monotonic()
 
+    def _report_of(self, name: str) -> Report:
+        report = self._reports.get(name)
+        if report is None:
+            report = self._reports[name] = Report(name)
+        return report
+
+    def _has_permits(self, name: str) -> bool:
+        known = self._standings.get(name)
+        return known is not None and known[0].concurrent is not None
+
     def _is_limited(self, name: str) -> bool:
         known = self._standings.get(name)
         if known is None:
@@ -153,11 +185,18 @@ class Limiter:
                 if decided is not None:
                     verdicts, standings = decided
                     self._learn(standings)
+                    for request, verdict in zip(requests, verdicts, strict=True):
+                        self._let_go(request, verdict)
                     return verdicts
                 await self._publish()
         except DispatchUnavailable:
             pass
-        return [await self._alone.admit(request) for request in requests]
+        return [await self._admit_alone(request) for request in requests]
+
+    async def _admit_alone(self, request: AdmitRequest) -> Admitted | Wait:
+        verdict = await self._alone.admit(request)
+        self._let_go(request, verdict)
+        return verdict
 
     def _learn(self, standings: Sequence[Standing]) -> None:
         now = time.monotonic()
@@ -210,13 +249,9 @@ class Limiter:
             return
         self._renewed = time.monotonic()
         for admission in self._under_way.values():
-            for name in _limiters(admission.target):
-                if (known := self._standings.get(name)) is not None and known[0].concurrent is not None:
-                    self._reports.setdefault(name, Report(name)).kept.append(admission.id)
-
-
-def _limiters(target: Target) -> tuple[str, str]:
-    return limiter_of(target), target.provider
+            for name in limiters_of(admission.target):
+                if self._has_permits(name):
+                    self._report_of(name).kept.append(admission.id)
 
 
 def _add(report: Report, admission: Admission, reply: Answered) -> None:
@@ -229,6 +264,8 @@ def _add(report: Report, admission: Admission, reply: Answered) -> None:
     report.output_tokens += usage.completion_tokens
 
 
-def _hear(report: Report, told: Told, age: timedelta) -> None:
-    if report.told is None or age < report.told_age:
+def _hear(report: Report, said: Mapping[str, str], age: timedelta) -> None:
+    if report.told is not None and age >= report.told_age:
+        return
+    if (told := read_told(said)) is not None:
         report.told, report.told_age = told, age

@@ -1,12 +1,11 @@
 """Limits without Redis: what was known last, divided by the workers that are alive."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from headrace_shared.dispatch.limits import LONGEST_LEAD, AdmitRequest, Admitted, Standing, Wait, limiter_of
+from headrace_shared.dispatch.limits import LONGEST_LEAD, AdmitRequest, Admitted, Standing, Wait, limiters_of
 from headrace_shared.limits import Ceiling
-from headrace_shared.routes import Target
 from headrace_shared.store import feed
 from headrace_shared.store.pool import UNREACHABLE, Database
 from headrace_workers.configured import Configured
@@ -17,14 +16,21 @@ _MORE = timedelta(milliseconds=250)
 
 
 class Alone:
-    """Buckets of one process, for the time in which it does not reach Redis."""
+    """Buckets of one process, for the time in which it does not reach Redis.
 
-    def __init__(self, configured: Configured, database: Database) -> None:
+    Args:
+        configured: whose limits hold.
+        database: knows which workers are alive.
+        under_way: says how many calls of this process are on their way under a limiter.
+
+    """
+
+    def __init__(self, configured: Configured, database: Database, under_way: Callable[[str], int]) -> None:
         self._configured = configured
         self._database = database
         self._known: dict[str, Ceiling] = {}
         self._next: dict[tuple[str, str], float] = {}
-        self._under_way: dict[str, int] = {}
+        self._under_way = under_way
         self._workers = 1
         self._asked = -_ASK_EVERY
 
@@ -33,24 +39,17 @@ class Alone:
         for one in standings:
             self._known[one.limiter] = Ceiling(one.requests_per_minute, one.tokens_per_minute, one.concurrent)
         self._next.clear()
-        self._under_way.clear()
-
-    def settle(self, target: Target) -> None:
-        """A call has ended."""
-        for name in (limiter_of(target), target.provider):
-            if self._under_way.get(name):
-                self._under_way[name] -= 1
 
     async def admit(self, request: AdmitRequest) -> Admitted | Wait:
         """Let a call go at its moment, or say when to ask again."""
         await self._count_workers()
         now = time.monotonic()
         tokens = request.input_bound + request.output_bound
-        names = (limiter_of(request.target), request.target.provider)
+        names = limiters_of(request.target)
         go, gaps = now, dict[tuple[str, str], float]()
         for name in names:
             known = self._in_force(name)
-            if known.concurrent and self._under_way.get(name, 0) >= max(1, known.concurrent // self._workers):
+            if known.concurrent and self._under_way(name) >= max(1, known.concurrent // self._workers):
                 return Wait(_MORE)
             for kind, limit, cost in (
                 ("requests", known.requests_per_minute, 1),
@@ -64,8 +63,6 @@ class Alone:
             return Wait(timedelta(seconds=go - now))
         for key, gap in gaps.items():
             self._next[key] = max(self._next[key], now) + gap
-        for name in names:
-            self._under_way[name] = self._under_way.get(name, 0) + 1
         return Admitted(timedelta(seconds=go - now), tokens)
 
     def _in_force(self, name: str) -> Ceiling:

@@ -1,6 +1,7 @@
 """How the same run goes on after a call that came to nothing: elsewhere, again, or not at all."""
 
 from datetime import timedelta
+from functools import partial
 
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.outcome import Failed, Failure, Outcome, Retry, Snoozed, WaitReason
@@ -9,6 +10,7 @@ from headrace_workers.choosing import Choosing, Met
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Ask, Run
 from headrace_workers.last_resort import static_answer
+from headrace_workers.offers import most_cost
 
 _AT_ONCE = timedelta(0)
 
@@ -33,6 +35,9 @@ class Onward:
             # A handler begins anew in a run of its own, which replays what this one leaves.
             return None
         match outcome:
+            case Snoozed() if run.downgraded:
+                # Its budget has no room elsewhere either: it would come back here at once.
+                return None
             case Snoozed(_, WaitReason.BREAKER):
                 return self._elsewhere(run, run.ask, attempts, Trouble.DOWN)
             case Snoozed(_, WaitReason.LIMIT):
@@ -44,7 +49,8 @@ class Onward:
 
     def _after_failure(self, run: Run, ask: Ask, outcome: Retry | Failed, attempts: int) -> Again | None:
         trouble = trouble_of(outcome.failure.error_class)
-        if trouble is not None and attempts < run.job.max_attempts:
+        lasts = isinstance(outcome, Failed) or not run.downgraded
+        if trouble is not None and lasts and attempts < run.job.max_attempts:
             elsewhere = self._elsewhere(run, ask, attempts, trouble)
             if elsewhere is not None:
                 return elsewhere
@@ -60,7 +66,7 @@ class Onward:
         if run.target is None or route is None:
             return None
         met = (*run.met, Met(run.target, trouble))
-        target = self._choosing.next(route, met, len(ask.body))
+        target = self._choosing.next(route, met, partial(most_cost, self._configured.now, ask))
         if target is None:
             return None
         return Again(run.again(attempts, met=met, bound_for=target), _AT_ONCE)

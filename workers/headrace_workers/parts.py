@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch.connection import Redis
@@ -29,7 +28,7 @@ from headrace_workers.retry_budget import RetryBudget as Budget
 from headrace_workers.steps.admit import Admit
 from headrace_workers.steps.breaker import Breaker
 from headrace_workers.steps.call import Call
-from headrace_workers.steps.downgrade import cheaper
+from headrace_workers.steps.downgrade import Downgrade
 from headrace_workers.steps.guard import Guard
 from headrace_workers.steps.handle import Handle
 from headrace_workers.steps.hold import Hold
@@ -70,7 +69,9 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
     return (
         Share(parts.pool),
         Route(parts.configured, parts.choosing),
-        Hold(parts.budgets, parts.dispatch, partial(cheaper, parts.configured), Refusals(parts.pool)),
+        Hold(
+            parts.budgets, parts.dispatch, Downgrade(parts.configured, parts.choosing), Refusals(parts.pool)
+        ),
         Admit(parts.limiter),
         Breaker(parts.breakers),
         RetryBudget(parts.retry_budget),

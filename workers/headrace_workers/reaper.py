@@ -115,7 +115,11 @@ class Reaper:
         meant = Meant(older_than=policy.after)
         settled = await settle_suspense(self._pool, meant, decision)
         if settled:
-            await self._budgets.take_effect("global")
+            if policy.rule is SuspenseRule.FREE:
+                await self._budgets.take_effect("global")
+            else:
+                # Nobody has more room by it, so nobody is woken.
+                await self._budgets.rebuild()
             _logger.info(
                 "%d calls in suspense were settled as %s",
                 len(settled),

@@ -56,8 +56,9 @@ class RetryBudget:
         except DispatchUnavailable:
             allowance = self._allow_alone(provider, wanted)
         refused = wanted - allowance.granted
+        # They are taken from the end: first those that may go, then whose turn comes next.
         return [
-            *(_spread(allowance.wait + turn * allowance.pace) for turn in range(refused)),
+            *(_spread(allowance.wait + turn * allowance.pace) for turn in reversed(range(refused))),
             *[None] * allowance.granted,
         ]
 

@@ -36,6 +36,7 @@ _OPEN_GATE = Script.load("open_gate")
 _GATES = Script.load("gates")
 
 _ENDED, _RUNS_ON = -1, -2
+_FINISHED_AT_ONCE = 4 * 1000
 _WITHOUT_TERMS = -2
 _NO_COST = -1
 _NONE_OF_THEIR_OWN: Mapping[Lane, timedelta] = MappingProxyType({})
@@ -215,8 +216,9 @@ class Dispatch:
             args += (keys.queue_name(entry.queue), str(entry.id), left, costs.get(entry, _NO_COST))
         for entry in costs.keys() - {entry for entry, _ in entries}:
             args += (keys.queue_name(entry.queue), str(entry.id), _RUNS_ON, costs[entry])
-        if args:
-            await self.redis.evaluate(_FINISH, (), args)
+        # A Lua call takes some thousands of values: all that follow one answer may end at once.
+        for begin in range(0, len(args), _FINISHED_AT_ONCE):
+            await self.redis.evaluate(_FINISH, (), args[begin : begin + _FINISHED_AT_ONCE])
 
     async def is_fed(self) -> bool:
         """Say whether what is in the queues was filled in since this server started."""

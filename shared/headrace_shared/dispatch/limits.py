@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import cast
 from urllib.parse import quote, unquote
 
@@ -106,13 +107,19 @@ class Report:
     wait: timedelta | None = None
     """What the provider asked to wait."""
     refused_age: timedelta = timedelta(0)
-    """Since the latest of those calls was sent that were refused."""
+    """Since the first of those calls was sent that were refused."""
     given_back: list[str] = field(default_factory=list[str])
     kept: list[str] = field(default_factory=list[str])
 
 
 def limiter_of(target: Target) -> str:
-    return limiter_name(str(target))
+    return limiters_of(target)[0]
+
+
+@lru_cache(maxsize=1000)
+def limiters_of(target: Target) -> tuple[str, str]:
+    """Return the limiters that a call goes through: the target's own, and its provider's."""
+    return limiter_name(str(target)), limiter_name(target.provider)
 
 
 def display_name(limiter: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from headrace_shared.ids import JobId, Run, Tenant
 from headrace_shared.job import JobState, Queue
@@ -11,6 +12,9 @@ from headrace_shared.store.pool import Database
 from headrace_shared.store.sql import Statements
 
 _SQL = Statements("flights.sql")
+
+LEADS_ON = timedelta(minutes=1)
+"""A leader that is put back for longer gives its place away; the store's `leads_on` has the same."""
 
 PROMOTING = (
     ErrorClass.RATE_LIMITED,

@@ -1,13 +1,13 @@
 """Hold the most that the call can cost, over all scopes of the job, or let it wait."""
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import timedelta
 from urllib.parse import quote
 
 from headrace_shared.batching import Batcher
-from headrace_shared.budgets import Budgets, Held, HoldRequest
+from headrace_shared.budgets import Budgets, Held, HoldRequest, Settlement
 from headrace_shared.dispatch.dispatch import Dispatch, Gate
 from headrace_shared.errors import DispatchUnavailable, UnknownPrice
 from headrace_shared.ids import RouteName, hold_id
@@ -18,6 +18,7 @@ from headrace_shared.store.money import BudgetPolicy, Refused
 from headrace_shared.store.pool import UNREACHABLE
 from headrace_workers.alerts import Refusals
 from headrace_workers.execution import Run
+from headrace_workers.steps.downgrade import Downgrade
 from headrace_workers.turns import Turns
 
 PAUSE = timedelta(milliseconds=500)
@@ -26,20 +27,18 @@ PAUSE = timedelta(milliseconds=500)
 SERVER_PAUSE = timedelta(seconds=2)
 """How long a job waits for servers that are away before it is tried again."""
 
-Cheaper = Callable[[Run, NanoUSD], Iterator[tuple[Run, NanoUSD]]]
-"""Says what else a run's route has that costs less at most than so much, and how much each costs."""
-
 
 class Hold:
     def __init__(
-        self, budgets: Budgets, dispatch: Dispatch, cheaper: Cheaper, refusals: Refusals | None = None
+        self, budgets: Budgets, dispatch: Dispatch, downgrade: Downgrade, refusals: Refusals | None = None
     ) -> None:
         self._budgets = budgets
         self._refusals = refusals
         self._dispatch = dispatch
-        self._cheaper = cheaper
+        self._downgrade = downgrade
         self._turns = Turns(PAUSE)
-        self._holds = Batcher[HoldRequest, Held | Refused](self._hold, max_size=1000)
+        self._holds = Batcher[HoldRequest, Held | Refused](self._hold, max_size=1000, unclaimed=self._release)
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def __call__(self, run: Run) -> Run:
         if run.price is None or run.request is None or run.ask is None:
@@ -57,14 +56,16 @@ class Hold:
         held = await self._try(run, route, amount)
         if not isinstance(held, Refused):
             return held
-        least = amount
+        refused, least = held, amount
         if held.policy is BudgetPolicy.DOWNGRADE:
-            for other, most in self._cheaper(run, amount):
+            for other, most in self._downgrade.cheaper(run, amount):
                 tried = await self._try(other, route, most)
                 if not isinstance(tried, Refused):
+                    self._downgrade.taken(run, tried)
                     return tried
-                least = min(least, most)
-        return await self._refused(run, held, least)
+                if most < least:
+                    refused, least = tried, most
+        return await self._refused(run, refused, least)
 
     async def _try(self, run: Run, route: RouteName, amount: NanoUSD) -> Run | Refused:
         allowance = run.job.allowance
@@ -81,10 +82,21 @@ class Hold:
         finally:
             if allowance and not kept:
                 allowance.settle(amount, ZERO)
-        return replace(run, held=held) if isinstance(held, Held) else held
+        return run._replace(held=held) if isinstance(held, Held) else held
 
     async def _hold(self, requests: Sequence[HoldRequest]) -> Sequence[Held | Refused]:
         return await self._budgets.hold(requests)
+
+    def _release(self, request: HoldRequest, held: Held | Refused) -> None:
+        """Give back at once what was held for a run that was interrupted meanwhile."""
+        if isinstance(held, Held):
+            task = asyncio.create_task(self._give_back(request), name="give-back")
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+
+    async def _give_back(self, request: HoldRequest) -> None:
+        with contextlib.suppress(DispatchUnavailable, *UNREACHABLE):  # it is found by its age
+            await self._budgets.settle([Settlement(request.id, ZERO)])
 
     async def _refused(self, run: Run, refused: Refused, amount: NanoUSD) -> Run:
         """Wait while calls under way may release money; then for the window; or give up."""
@@ -95,9 +107,10 @@ class Hold:
             await self._refusals.note(refused)
         waits = refused.policy in (BudgetPolicy.WAIT, BudgetPolicy.DOWNGRADE)
         if waits and refused.ends_in is not None and amount <= refused.limit:
-            # Where some room is left a smaller job may still go.
+            # Where there is room, or will be when other calls have ended, a smaller job may still go.
             if refused.missing >= amount:
-                await self._close_gate(refused, refused.ends_in)
+                is_spent = refused.missing - refused.held_by_others >= amount
+                await self._close_gate(refused, refused.ends_in if is_spent else PAUSE)
             return run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
         return run.ended(_exhausted(f"the {refused.kind} budget of {refused.scope}", refused.missing, amount))
 

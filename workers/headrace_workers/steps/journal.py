@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from headrace_shared.batching import Batcher
@@ -59,18 +59,18 @@ class Journal(LeavesIntent):
             accepted = await self._written(_Entry(run.held.epoch, intent))
         except UNREACHABLE:
             # The commit may have gone through: what follows says that it was never sent.
-            return replace(run, journalled=True, outcome=Snoozed(timedelta(seconds=1), WaitReason.SERVERS))
+            return run._replace(journalled=True, outcome=Snoozed(timedelta(seconds=1), WaitReason.SERVERS))
         if not accepted:
             # The epoch may have been raised by one who did not live to put the counters in place.
             with contextlib.suppress(DispatchUnavailable, *UNREACHABLE):
                 await self._budgets.check_epoch()
             return run.ended(Snoozed(_PAUSE, WaitReason.EPOCH))
-        return replace(run, journalled=True)
+        return run._replace(journalled=True)
 
     async def _written(self, entry: _Entry) -> bool:
         # An intent that is on its way when the run is interrupted is waited for: it must not
         # arrive after it was concluded.
-        writing = asyncio.ensure_future(self._intents.submit(entry))
+        writing = self._intents.put(entry)
         try:
             return await asyncio.shield(writing)
         except asyncio.CancelledError:

@@ -1,6 +1,6 @@
 """Which target answers, what that costs at most, and the exact bytes that will be sent."""
 
-from dataclasses import replace
+from functools import partial
 
 from headrace_shared.errors import InvalidRequest, UnknownPrice
 from headrace_shared.outcome import ErrorClass, Failed, Failure
@@ -11,6 +11,7 @@ from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Ask, Run
 from headrace_workers.last_resort import NO_REQUEST, no_price, static_target
+from headrace_workers.offers import most_cost
 
 
 class Route:
@@ -29,7 +30,7 @@ class Route:
         now = self._configured.now
         try:
             route = now.configuration.resolve_route(ask.route)
-            target = run.bound_for or self._choosing.first(route, run.met, len(ask.body))
+            target = run.bound_for or self._choosing.first(route, run.met, partial(most_cost, now, ask))
             price = now.prices.price(target)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
@@ -43,9 +44,9 @@ class Route:
         # From here on `settle` takes it back: nothing is awaited in between.
         self._choosing.taken(target)
         timeouts = route.timeouts.get(target)
-        return replace(run, target=target, price=price, request=request, timeouts=timeouts)
+        return run._replace(target=target, price=price, request=request, timeouts=timeouts)
 
     def _towards(self, run: Run, target: Target) -> Run:
         """Nobody is called: no breaker is asked, and what is held for it is nothing."""
         self._choosing.taken(target)
-        return replace(run, target=target, price=no_price(target), request=NO_REQUEST, permit=Permit())
+        return run._replace(target=target, price=no_price(target), request=NO_REQUEST, permit=Permit())

@@ -30,6 +30,7 @@ end
 
 -- Between what was charged for what came back and what it cost, as far as it is known what was charged.
 local function difference(bill, costs)
+    if bill.returned == 0 then return bill.spent end
     local known = math.min(bill.returned, costs.jobs)
     if known == 0 then return 0 end
     local refund = known * costs.charged / costs.jobs
