@@ -13,6 +13,7 @@ from typing import Annotated
 
 import enqueueing
 import fairness
+import leave
 import machine
 import many_workers
 import memory
@@ -32,6 +33,7 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "enqueue": enqueueing.measure,
     "pickup": pickup.measure,
     "memory": memory.measure,
+    "leave": leave.measure,
     "recovery": recovery.measure,
     "quote": quoting.measure,
     "outage": outage.measure,
