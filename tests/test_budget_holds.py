@@ -165,6 +165,32 @@ async def test_processes_that_rebuild_at_once_agree(
         assert await counted(redis, GLOBAL) == (0, 0, 40)
 
 
+async def test_counters_that_everybody_misses_are_put_in_place_by_one(
+    spender: Spender, pool: Pool, budgets: Budgets, redis: Redis
+) -> None:
+    """Each that does it makes void what the others have just put in place: a fleet could go on for ever."""
+    await limit(budgets, GLOBAL, 100)
+    processes = [Budgets(pool, redis) for _ in range(12)]
+    for process in processes:
+        await spender.refused(process, 101, GLOBAL)
+    for round_number in range(3):
+        await flush(redis)
+        before = await money.current_epoch(pool)
+        await asyncio.gather(*(spender.refused(process, 101, GLOBAL) for process in processes))
+        assert await money.current_epoch(pool) == before + 1, round_number
+
+
+@pytest.mark.parametrize("forever", ["without an end", "for a day"])
+async def test_a_turn_that_somebody_else_wrote_keeps_nobody_waiting(
+    spender: Spender, budgets: Budgets, redis: Redis, forever: str
+) -> None:
+    await limit(budgets, GLOBAL, 100)
+    await flush(redis)
+    end = () if forever == "without an end" else ("EX", 86400)
+    await redis.administer("SET", keys.REBUILDING, "1", *end)
+    assert (await spender.refused(budgets, 101, GLOBAL)).missing == 1
+
+
 @dataclass(frozen=True, slots=True)
 class Interrupted:
     """A database in which something happens right before or right after the counters are read."""

@@ -42,10 +42,14 @@ _HOLD = Script.load("hold", counts_money=True)
 _SETTLE = Script.load("settle", counts_money=True)
 _EXPIRED = Script.load("expired_holds", counts_money=True)
 _REBUILD = Script.load("rebuild", counts_money=True)
+_REBUILD_TURN = Script.load("rebuild_turn")
 _FORGET = Script.load("forget_money")
 _BEGIN = Script.load("begin_budget", counts_money=True)
 
 _TRIES = 10
+_TURN = timedelta(seconds=3)
+"""After so long the others take no notice of one that is putting the counters in place."""
+_LOOK_AGAIN = 0.02
 _PAGE = 1000
 
 
@@ -271,18 +275,40 @@ class Budgets:
         return self._epoch
 
     async def _put_in_place(self, seen: int) -> None:
-        """Adopt the counters that are in place, or rebuild them; one task of a process does."""
+        """Adopt the counters that are in place, or rebuild them; one task of the fleet does."""
         async with self._rebuilding:
             if seen != self._epoch and self._run_id == self._redis.run_id:
                 return
-            in_place = await self._redis.hash(keys.MONEY)
-            epoch = await money.current_epoch(self._database)
-            expected = {"epoch": str(epoch), "run_id": self._redis.run_id, "format": FORMAT}
-            ours = expected.items() <= in_place.items()
-            if ours and epoch not in (seen, self._epoch):
-                self._epoch, self._run_id = epoch, self._redis.run_id
-                return
-            await self._rebuild()
+            while not await self._adopt(seen):
+                if await self._take_turn():
+                    await self._in_turn(seen)
+                    return
+                await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _in_turn(self, seen: int) -> None:
+        try:
+            # Whose turn it was before may have done it meanwhile.
+            if not await self._adopt(seen):
+                await self._rebuild()
+        finally:
+            await self._end_turn()
+
+    async def _adopt(self, seen: int) -> bool:
+        """Go by the counters that are in place, if they are of the epoch in force and not those of before."""
+        in_place = await self._redis.hash(keys.MONEY)
+        epoch = await money.current_epoch(self._database)
+        expected = {"epoch": str(epoch), "run_id": self._redis.run_id, "format": FORMAT}
+        if epoch in (seen, self._epoch) or not expected.items() <= in_place.items():
+            return False
+        self._epoch, self._run_id = epoch, self._redis.run_id
+        return True
+
+    async def _take_turn(self) -> bool:
+        return await self._redis.evaluate(_REBUILD_TURN, (), [milliseconds(_TURN)]) == 1
+
+    async def _end_turn(self) -> None:
+        with contextlib.suppress(DispatchUnavailable):
+            await self._redis.administer("DEL", keys.REBUILDING)
 
     async def rebuild(self) -> None:
         """Raise the epoch and put the counters in place as the ledger has them.
@@ -297,7 +323,12 @@ class Budgets:
 
     async def _rebuild_in_redis(self) -> bool:
         async with self._rebuilding:
-            await self._rebuild()
+            while not await self._take_turn():  # noqa: ASYNC110 - it is another process that ends it
+                await asyncio.sleep(_LOOK_AGAIN)
+            try:
+                await self._rebuild()
+            finally:
+                await self._end_turn()
         return True
 
     async def _rebuild(self) -> None:

@@ -84,6 +84,9 @@ PROBE = "headrace:probe"
 QUEUE = "headrace:queue:"
 """+ queue name: ZSET of job ids by the millisecond they are due, or their lease ends (arq's form)."""
 
+REBUILDING = "headrace:rebuilding"
+"""STRING: there while a process puts the counters of budgets in place."""
+
 RETRIES = "headrace:retries:"
 """+ provider: HASH of the fleet's successes and retries, in the slices of a rolling window."""
 RUNNING = "headrace:running:"

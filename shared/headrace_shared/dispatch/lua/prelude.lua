@@ -6,7 +6,7 @@ local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
 local LIMITS, LIMITER, PERMITS = 'headrace:limits', 'headrace:limiter:', 'headrace:permits:'
 local TURN, OWED, COST = 'headrace:turn:', 'headrace:owed:', 'headrace:cost:'
 local RUNNING, FULL, TENANTS = 'headrace:running:', 'headrace:full:', 'headrace:tenants'
-local RETRIES = 'headrace:retries:'
+local RETRIES, REBUILDING = 'headrace:retries:', 'headrace:rebuilding'
 local MONEY, SPENT, HOLDS, HOLD_LEASES = 'headrace:money', 'headrace:spent', 'headrace:holds', 'headrace:hold-leases'
 
 -- Numbers as scripts write them; nil for what somebody else left here.
