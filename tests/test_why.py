@@ -249,6 +249,27 @@ async def test_a_spent_budget_says_its_numbers_what_is_needed_and_when_it_turns(
     assert await ask.one(job_id) == IsNext(0, 2)
 
 
+async def test_a_budget_that_only_counts_holds_nobody(
+    worker: WorkerId, jobs: Jobs, budgets: Budgets, ask: Ask
+) -> None:
+    [job_id] = await jobs.add()
+    await budgets.set("global", WindowKind.TOTAL, NanoUSD(0), BudgetPolicy.SOFT)
+    assert await ask.one(job_id) == IsNext(0, 2)
+
+
+async def test_a_spent_budget_keeps_no_call_back_that_costs_nothing(
+    worker: WorkerId, jobs: Jobs, budgets: Budgets, ask: Ask
+) -> None:
+    await jobs.configure({"prices": {str(TARGET): {"input": 0, "output": 0}}})
+    [job_id] = await jobs.add()
+    await budgets.set("global", WindowKind.TOTAL, NanoUSD(0), BudgetPolicy.WAIT)
+    assert await ask.one(job_id) == IsNext(0, 2)
+    # A handler says what its calls cost when it makes them: some room there must be.
+    await jobs.pool.execute("UPDATE headrace.jobs SET endpoint = 'handler:sum' WHERE id = $1", job_id)
+    reasons = (await ask(job_id)).reasons
+    assert [one.needs for one in reasons if isinstance(one, BudgetIsSpent)] == [None]
+
+
 async def admit(redis: Redis, target: Target, count: int = 1, *, tokens: int = 100) -> None:
     asked = [AdmitRequest(f"{new_job_id()}/1/1", target, 0, tokens) for _ in range(count)]
     assert await limits.admit(redis, 1, asked) is not None, "another version is published"

@@ -42,6 +42,7 @@ from headrace_shared.pauses import gate_of_scope, paused_target
 from headrace_shared.request import Endpoint, prepare
 from headrace_shared.scopes import scopes_of
 from headrace_shared.store import jobs, money, pauses, waits
+from headrace_shared.store.money import BudgetPolicy
 from headrace_shared.store.pool import Connection, Pool
 from headrace_shared.store.waits import RunOf
 
@@ -250,11 +251,16 @@ class _Look:
     async def _budgets(self, snapshot: Snapshot) -> list[Reason]:
         """Return the budgets that have no room for its next call."""
         scopes = scopes_of(self._job, self._job.route)
-        views = [view for view in await self._views() if view.state.scope in scopes]
+        views = [
+            view
+            for view in await self._views()
+            if view.state.scope in scopes and view.state.policy is not BudgetPolicy.SOFT
+        ]
         if not views:
             return []
         needs = await self._needs(snapshot)
-        short = [view for view in views if view.remaining < (needs or 1)]
+        least = 1 if needs is None else needs
+        short = [view for view in views if view.remaining < least]
         return [
             BudgetIsSpent(
                 scope=view.state.scope,
