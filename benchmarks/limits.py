@@ -15,6 +15,7 @@ from stage import Stage, body, open_stage
 from headrace_producer import JobRequest
 from headrace_shared.configuration import Configuration
 from headrace_shared.store import configurations
+from headrace_shared.store.pool import open_pool
 from headrace_shared.testing.limits import Enforcement
 
 _WORKERS, _SLOTS = 4, 200
@@ -53,8 +54,9 @@ async def _measure(
     async with open_stage(latency=_LATENCY) as stage:
         both = {"requests_per_minute": rpm, "tokens_per_minute": tpm}
         if known:
-            document = {"limits": {_MODEL: both}}
-            await configurations.apply(stage.connection, Configuration.from_document(document), "bench")
+            limited = Configuration.from_document({"limits": {_MODEL: both}})
+            async with await open_pool(stage.postgres_url, size=1) as pool:
+                await configurations.apply(pool, limited, "bench")
         await _control(stage, "behaviour", {**both, "enforcement": enforcement})
         count = int(rpm / 60 * (seconds + warm_up) * 1.3) + 500
         await stage.headrace.enqueue_many(
