@@ -165,7 +165,7 @@ class ClientNotOpen(HeadraceError):
 
 
 class ConfigurationChanged(HeadraceError):
-    """The configuration was changed meanwhile (version {present} is in force, not {read}): repeat the command.
+    """The configuration was changed meanwhile (version {present} is in force, not {read}): run it again.
 
     Whoever changes a part of it names the version that was read, so that nobody's change is lost.
     """
