@@ -168,13 +168,7 @@ async def report(redis: Redis, reports: Sequence[Report]) -> list[Standing]:
 
 async def known(redis: Redis) -> list[str]:
     """Return the limiters that calls went through; reads all keys, so not for every second."""
-    found, cursor = set[str](), 0
-    while True:
-        reply = await redis.administer("SCAN", cursor, "MATCH", f"{keys.LIMITER}*", "COUNT", 1000)
-        cursor, page = cast("tuple[int, list[bytes]]", reply)
-        found |= {key.decode(errors="replace").removeprefix(keys.LIMITER) for key in page}
-        if cursor == 0:
-            return sorted(found)
+    return [name.removeprefix(keys.LIMITER) for name in await redis.names(f"{keys.LIMITER}*")]
 
 
 async def view(redis: Redis, limiters: Sequence[str]) -> list[View]:
