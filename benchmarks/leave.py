@@ -21,8 +21,8 @@ _PLENTY = NanoUSD(10**15)
 async def measure(jobs: int) -> list[Figure]:
     async with open_stage() as stage:
         document = {"limits": {"openai/gpt-4o-mini": _LIMITS}}
-        await configurations.apply(stage.connection, Configuration.from_document(document), "bench")
         pool, redis = await open_pool(stage.postgres_url, size=1), Redis(stage.redis_url)
+        await configurations.apply(pool, Configuration.from_document(document), "bench")
         budgets = Budgets(pool, redis)
         for scope in ("global", "tenant:acme"):
             await budgets.set(scope, WindowKind.DAY, _PLENTY, BudgetPolicy.WAIT)

@@ -19,6 +19,7 @@ from stage import Stage, body, open_stage
 from headrace_producer import JobRequest
 from headrace_shared.configuration import Configuration
 from headrace_shared.store import configurations
+from headrace_shared.store.pool import open_pool
 from headrace_shared.testing.limits import Enforcement
 
 _WORKERS, _SLOTS = 4, 200
@@ -170,7 +171,8 @@ async def _running(scenario: Scenario) -> AsyncGenerator[_Run]:
         both: dict[str, object] = {"requests_per_minute": _RPM, "tokens_per_minute": _TPM}
         if scenario.known:
             document = {"limits": {_MODEL: both}}
-            await configurations.apply(stage.connection, Configuration.from_document(document), "bench")
+            async with await open_pool(stage.postgres_url, size=1) as pool:
+                await configurations.apply(pool, Configuration.from_document(document), "bench")
         parts = urlsplit(stage.provider_url)
         async with ClientSession(f"{parts.scheme}://{parts.netloc}") as session:
             run = _Run(stage, session)

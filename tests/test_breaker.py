@@ -10,7 +10,7 @@ import pytest
 from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.dispatch.dispatch import Dispatch, Gate, GateReason
 from headrace_shared.ids import HoldId
 from headrace_shared.outcome import ErrorClass, Failure
 from headrace_shared.routes import Target
@@ -25,7 +25,7 @@ from headrace_workers.replies import Answered, Refused, Reply, Unknown
 
 TARGET = Target("openai", "gpt-4o")
 SHARED_ROUTE = Target("openai", "o3")
-GATE = Gate("route:gpt-4o", "breaker")
+GATE = Gate("route:gpt-4o", GateReason.BREAKER)
 SECOND, WINDOW, LEASE = timedelta(seconds=1), timedelta(seconds=60), timedelta(seconds=30)
 COOLED = timedelta(seconds=13)
 """Longer than the cooldown with all of its jitter."""
@@ -305,7 +305,11 @@ async def test_lost_state_is_a_closed_breaker(process: Process, redis: Redis, cl
 
 
 async def test_a_gate_that_nobody_opened_is_opened(process: Process, dispatch: Dispatch) -> None:
-    others = [Gate("route:gpt-4o", "pause"), Gate("route:b%3A1", "breaker"), Gate("tenant:x", "breaker")]
+    others = [
+        Gate("route:gpt-4o", GateReason.PAUSE),
+        Gate("route:b%3A1", GateReason.BREAKER),
+        Gate("tenant:x", GateReason.BREAKER),
+    ]
     for gate in (*others, GATE):
         await dispatch.close_gate(gate, None)
     await opened(process)

@@ -1,17 +1,23 @@
 import json
+import re
+from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from headrace_shared.configuration import Configuration, parse_toml
+from headrace_shared.configuration_sections import Section
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest, MissingSetting
 from headrace_shared.ids import Tenant
+from headrace_shared.jsonvalue import is_table
 from headrace_shared.policy import Terms
 from headrace_shared.routes import Route, Target
 from headrace_shared.secrets import SecretReference
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "headrace.toml"
 FULL = """
 [providers.groq]
 base_url = "https://api.groq.com/openai/v1/"
@@ -211,8 +217,42 @@ def test_a_missing_secret_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_example_says_what_holds_without_it() -> None:
-    text = (Path(__file__).parent.parent / "examples" / "headrace.toml").read_text(encoding="utf-8")
-    example, default = parse_toml(text, "headrace.toml"), Configuration.default()
+    example, default = (
+        parse_toml(EXAMPLE.read_text(encoding="utf-8"), "headrace.toml"),
+        Configuration.default(),
+    )
     for section in ("lanes", "retries", "breaker", "webhooks", "defaults"):
         assert getattr(example, section) == getattr(default, section)
-    assert set(Configuration.model_fields) == {*example.model_fields_set}
+
+
+def sections(of: object) -> Iterator[Section]:
+    """Every section in a value, itself first."""
+    if isinstance(of, Section):
+        yield of
+        for _, value in of:
+            yield from sections(value)
+    elif isinstance(of, tuple):
+        for value in cast("tuple[object, ...]", of):
+            yield from sections(value)
+    elif is_table(of):
+        for value in of.values():
+            yield from sections(value)
+
+
+def kinds() -> Iterator[type[Section]]:
+    waiting = [Section]
+    while waiting:
+        yield (kind := waiting.pop())
+        waiting += kind.__subclasses__()
+
+
+def test_the_example_has_every_key() -> None:
+    # A line of its own that begins with "# key = " is of a key that has no value to show by default.
+    text = re.sub(r"(?m)^# (?=\w+ = )", "", EXAMPLE.read_text(encoding="utf-8"))
+    said = list(sections(parse_toml(text, "headrace.toml")))
+    for kind in kinds():
+        named = {key for section in said if isinstance(section, kind) for key in section.model_fields_set}
+        inherited = {
+            key for above in kind.__bases__ if issubclass(above, Section) for key in above.model_fields
+        }
+        assert kind.model_fields.keys() - inherited <= named, kind.__name__

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace_producer.chaos.faults import FAULTS
+from headrace_shared.configuration import Configuration
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
@@ -30,6 +31,7 @@ _QUOTED = re.compile(r"`([^`\n]+)`")
 _TEST = re.compile(r"(test_\w+\.py)?(?:::(test_\w+))?")
 _FAULT = re.compile(r"[a-z0-9*]+(?:-[a-z0-9*]+)*")
 _PLACE = re.compile(r"[\w./-]+(?:\.py|\.sql|\.lua|\.md|\.yml|/)")
+_MEMBER = re.compile(r"(\w+)\.((?!(?:py|sql|lua|md)$)\w+)")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -51,6 +53,14 @@ def test_every_file_that_a_map_names_exists(page: Path) -> None:
     named = {word for word in _QUOTED.findall(page.read_text(encoding="utf-8")) if _PLACE.fullmatch(word)}
     assert named
     assert {word for word in named if not is_a_place(word)} == set()
+
+
+def test_what_the_map_names_in_a_module_is_defined_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = {match.groups() for word in _QUOTED.findall(text) if (match := _MEMBER.fullmatch(word))}
+    modules = {(module, name) for module, name in named if modules_called(module)}
+    assert modules
+    assert {one for one in modules if not is_defined(*one)} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -102,3 +112,16 @@ def is_a_place(word: str) -> bool:
     if (ROOT / word).exists():
         return True
     return any(next((ROOT / part).rglob(word.rstrip("/")), None) is not None for part in PARTS)
+
+
+def modules_called(name: str) -> list[Path]:
+    """Return the modules of that name; a table of headrace.toml is meant by its own name, and is none."""
+    if name in Configuration.model_fields:
+        return []
+    return [path for part in PARTS for path in (ROOT / part).rglob(f"{name}.py")]
+
+
+def is_defined(module: str, name: str) -> bool:
+    bodies = [ast.parse(path.read_text(encoding="utf-8")).body for path in modules_called(module)]
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return any(isinstance(node, definitions) and node.name == name for body in bodies for node in body)

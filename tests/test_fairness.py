@@ -10,7 +10,7 @@ import pytest
 
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch, Entry, Gate
+from headrace_shared.dispatch.dispatch import Dispatch, Entry, Gate, GateReason
 from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId, new_job_id
 from headrace_shared.job import Queue
 from headrace_shared.money import NanoUSD
@@ -350,7 +350,11 @@ async def test_a_cap_a_gate_and_a_full_window_let_everything_through_in_the_end(
     random = Random(7)  # noqa: S311
     waiting = {entry for one in (A, B, C) for entry in await push(dispatch, queue(one), 30)}
     waiting |= set(await push(dispatch, queue(A, lane=Lane("interactive")), 30))
-    gates = [Gate("tenant:a", "limit"), Gate("lane:default", "budget"), Gate("route:gpt-4o-mini", "pause")]
+    gates = [
+        Gate("tenant:a", GateReason.BUDGET),
+        Gate("lane:default", GateReason.BUDGET),
+        Gate("route:gpt-4o-mini", GateReason.PAUSE),
+    ]
     running: list[Entry] = []
     for _ in range(400):
         found = await claim(dispatch, said, 7 - len(running))

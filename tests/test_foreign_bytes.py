@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.dispatch.dispatch import Dispatch, Gate, GateReason
 from headrace_shared.errors import DispatchDamaged, DispatchUnavailable
 from headrace_shared.ids import RouteName
 from headrace_shared.job import JobState, Queue
@@ -57,7 +57,7 @@ NAMES = {
     keys.RETRIES + "openai": ("ok:123", "again:9999999999999", "no:1"),
     keys.WAITING: (QUEUE,),
     keys.PARKED: (QUEUE,),
-    keys.GATES: ("global|pause", "global|breaker", f"route:{MODEL}|limit", "tenant:acme|budget"),
+    keys.GATES: ("global|pause", "global|breaker", f"route:{MODEL}|budget", "tenant:acme|budget"),
     keys.DEEP: (QUEUE,),
     keys.HUNGRY: (QUEUE,),
     keys.LANES: (LANE, "served", f"floor:{LANE}"),
@@ -203,7 +203,7 @@ async def test_huge_and_pickled_bytes_under_every_name_are_survived(
 async def test_a_server_that_is_full_is_away_and_not_damaged(redis_url: str, dispatch: Dispatch) -> None:
     async with out_of_memory(redis_url):
         with pytest.raises(DispatchUnavailable) as caught:
-            await dispatch.close_gate(Gate("global", "pause"), None)
+            await dispatch.close_gate(Gate("global", GateReason.PAUSE), None)
         assert not isinstance(caught.value, DispatchDamaged)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from headrace_shared.budgets import Budgets
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.dispatch import Dispatch, Entry, Gate
+from headrace_shared.dispatch.dispatch import Dispatch, Entry, Gate, GateReason
 from headrace_shared.ids import Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import Queue
 from headrace_shared.money import NanoUSD
@@ -42,10 +42,10 @@ async def scores(dispatch: Dispatch, queue: Queue) -> object:
     )
 
 
-@pytest.mark.parametrize("reason", ["pause", "limit", "budget", "breaker"])
+@pytest.mark.parametrize("reason", GateReason)
 @pytest.mark.parametrize("dimension", DIMENSIONS)
 async def test_jobs_behind_a_gate_are_not_touched_and_others_overtake(
-    dispatch: Dispatch, dimension: str, reason: str
+    dispatch: Dispatch, dimension: str, reason: GateReason
 ) -> None:
     kept = await push(dispatch, BEHIND, 3)
     before = await scores(dispatch, BEHIND)
@@ -60,8 +60,8 @@ async def test_jobs_behind_a_gate_are_not_touched_and_others_overtake(
     assert set(await claim(dispatch)) == set(kept)
 
 
-@pytest.mark.parametrize("reason", ["pause", "limit", "budget", "breaker"])
-async def test_the_global_gate_keeps_everything_back(dispatch: Dispatch, reason: str) -> None:
+@pytest.mark.parametrize("reason", GateReason)
+async def test_the_global_gate_keeps_everything_back(dispatch: Dispatch, reason: GateReason) -> None:
     pushed = await push(dispatch, BEHIND) + await push(dispatch, BESIDE)
     await dispatch.close_gate(Gate("global", reason), None)
     assert await claim(dispatch) == []
@@ -70,12 +70,14 @@ async def test_the_global_gate_keeps_everything_back(dispatch: Dispatch, reason:
 
 
 async def test_an_open_gate_is_not_opened_again(dispatch: Dispatch) -> None:
-    assert not await dispatch.open_gate(Gate("global", "pause"))
+    assert not await dispatch.open_gate(Gate("global", GateReason.PAUSE))
     assert await dispatch.gates() == []
 
 
-@pytest.mark.parametrize("reason", ["pause", "limit", "budget"])
-async def test_a_gate_with_a_duration_opens_by_itself(dispatch: Dispatch, clock: Clock, reason: str) -> None:
+@pytest.mark.parametrize("reason", [GateReason.PAUSE, GateReason.BUDGET])
+async def test_a_gate_with_a_duration_opens_by_itself(
+    dispatch: Dispatch, clock: Clock, reason: GateReason
+) -> None:
     pushed = await push(dispatch, BESIDE, 5)
     await dispatch.close_gate(Gate("tenant:acme", reason), MINUTE)
     behind = await dispatch.claim(10, LANES, LEASE, PROBE)
@@ -89,15 +91,22 @@ async def test_a_gate_with_a_duration_opens_by_itself(dispatch: Dispatch, clock:
     assert await dispatch.gates() == []
 
 
+async def test_a_gate_that_this_version_does_not_know_keeps_nobody_back(dispatch: Dispatch) -> None:
+    pushed = await push(dispatch, BESIDE)
+    await dispatch.redis.administer("HSET", keys.GATES, "global|what is to come", "0")
+    assert await claim(dispatch) == pushed
+    assert await dispatch.closed_gates() == []
+
+
 async def test_a_queue_comes_back_when_the_last_of_its_gates_is_open(
     dispatch: Dispatch, clock: Clock
 ) -> None:
     pushed = await push(dispatch, BESIDE, 2)
-    await dispatch.close_gate(Gate("global", "pause"), None)
-    await dispatch.close_gate(Gate("lane:default", "limit"), MINUTE)
-    await dispatch.close_gate(Gate("tenant:acme", "budget"), 2 * MINUTE)
+    await dispatch.close_gate(Gate("global", GateReason.PAUSE), None)
+    await dispatch.close_gate(Gate("lane:default", GateReason.BUDGET), MINUTE)
+    await dispatch.close_gate(Gate("tenant:acme", GateReason.BUDGET), 2 * MINUTE)
     assert await claim(dispatch) == []
-    await dispatch.open_gate(Gate("global", "pause"))
+    await dispatch.open_gate(Gate("global", GateReason.PAUSE))
     assert await claim(dispatch) == []
     await clock.advance(MINUTE)
     assert await claim(dispatch) == []
@@ -108,10 +117,10 @@ async def test_a_queue_comes_back_when_the_last_of_its_gates_is_open(
 async def test_opening_one_gate_leaves_queues_behind_another(dispatch: Dispatch) -> None:
     await push(dispatch, BEHIND)
     await push(dispatch, BESIDE)
-    await dispatch.close_gate(Gate("lane:batch", "pause"), None)
-    await dispatch.close_gate(Gate("lane:default", "pause"), None)
+    await dispatch.close_gate(Gate("lane:batch", GateReason.PAUSE), None)
+    await dispatch.close_gate(Gate("lane:default", GateReason.PAUSE), None)
     assert await claim(dispatch) == []
-    await dispatch.open_gate(Gate("lane:default", "pause"))
+    await dispatch.open_gate(Gate("lane:default", GateReason.PAUSE))
     assert [entry.queue for entry in await claim(dispatch)] == [BESIDE]
     assert await claim(dispatch) == []
 
@@ -121,7 +130,7 @@ async def test_a_gate_that_is_closed_for_a_shorter_time_lets_parked_queues_back_
 ) -> None:
     pushed = await push(dispatch, BESIDE)
     for duration in (None, timedelta(days=1), MINUTE):
-        await dispatch.close_gate(Gate("global", "budget"), duration)
+        await dispatch.close_gate(Gate("global", GateReason.BUDGET), duration)
         assert await claim(dispatch) == []
     await clock.advance(MINUTE)
     assert await claim(dispatch) == pushed
@@ -129,12 +138,12 @@ async def test_a_gate_that_is_closed_for_a_shorter_time_lets_parked_queues_back_
 
 async def test_opening_a_gate_wakes_a_worker(dispatch: Dispatch) -> None:
     await push(dispatch, BESIDE)
-    await dispatch.close_gate(Gate("global", "pause"), None)
+    await dispatch.close_gate(Gate("global", GateReason.PAUSE), None)
     at_once = timedelta(milliseconds=10)
     assert await dispatch.wait_for_jobs(tuple(LANES), at_once)
     assert await claim(dispatch) == []
     assert not await dispatch.wait_for_jobs(tuple(LANES), at_once)
-    await dispatch.open_gate(Gate("global", "pause"))
+    await dispatch.open_gate(Gate("global", GateReason.PAUSE))
     assert await dispatch.wait_for_jobs(tuple(LANES), at_once)
 
 
@@ -143,11 +152,11 @@ async def test_a_put_back_job_stays_behind_a_gate_that_closed_meanwhile(
 ) -> None:
     await push(dispatch, BESIDE)
     running = await claim(dispatch)
-    await dispatch.close_gate(Gate("tenant:acme", "pause"), None)
+    await dispatch.close_gate(Gate("tenant:acme", GateReason.PAUSE), None)
     await dispatch.finish([(running[0], SECOND)])
     await clock.advance(SECOND)
     assert await claim(dispatch) == []
-    await dispatch.open_gate(Gate("tenant:acme", "pause"))
+    await dispatch.open_gate(Gate("tenant:acme", GateReason.PAUSE))
     assert await claim(dispatch) == running
 
 
@@ -155,7 +164,7 @@ async def test_a_breakers_gate_lets_one_job_through_for_each_lease(dispatch: Dis
     other = Queue(Lane("default"), BEHIND.route, Tenant("other"))
     await push(dispatch, BEHIND, 50)
     await push(dispatch, other, 50)
-    gate = Gate("route:org%2Fgpt%3A4%20o", "breaker")
+    gate = Gate("route:org%2Fgpt%3A4%20o", GateReason.BREAKER)
     await dispatch.close_gate(gate, MINUTE)
     assert await claim(dispatch) == []
     await clock.advance(MINUTE)
@@ -180,7 +189,7 @@ async def test_a_breakers_gate_keeps_its_probe_for_a_queue_that_has_a_job(
     gone = await push(dispatch, empty)
     waiting = await push(dispatch, BESIDE, 2)
     await dispatch.finish([(entry, None) for entry in gone])
-    await dispatch.close_gate(Gate("route:gpt-4o", "breaker"), MINUTE)
+    await dispatch.close_gate(Gate("route:gpt-4o", GateReason.BREAKER), MINUTE)
     await clock.advance(MINUTE)
     assert await claim(dispatch) in ([waiting[0]], [waiting[1]])
 
@@ -190,7 +199,11 @@ async def test_a_changed_budget_opens_the_gates_of_budgets_and_no_other(
 ) -> None:
     pushed = await push(dispatch, BESIDE)
     await push(dispatch, BEHIND)
-    for gate in (Gate("global", "budget"), Gate("tenant:acme", "budget"), Gate("lane:batch", "pause")):
+    for gate in (
+        Gate("global", GateReason.BUDGET),
+        Gate("tenant:acme", GateReason.BUDGET),
+        Gate("lane:batch", GateReason.PAUSE),
+    ):
         await dispatch.close_gate(gate, timedelta(days=1))
     assert await claim(dispatch) == []
     await budgets.set("global", WindowKind.TOTAL, NanoUSD(10), BudgetPolicy.WAIT)

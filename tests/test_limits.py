@@ -1,8 +1,11 @@
 """Limits of providers: what is let through, how they are learnt, and who waits where."""
 
+import asyncio
+import json
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -30,7 +33,7 @@ from headrace_shared.store import configurations, feed
 from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock, script
-from headrace_shared.testing.jobs import MODEL, Jobs
+from headrace_shared.testing.jobs import MODEL, Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_workers.configured import Configured
@@ -379,6 +382,42 @@ async def test_a_limit_of_nobody_or_of_nothing_is_refused_and_changes_nothing(
     assert refused.code == 2
     assert problem in refused.err
     assert (await configurations.current(pool)).version == 0
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_limit_that_is_set_without_redis_is_in_force_and_said_so(
+    command: Command, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_REDIS_URL", "redis://127.0.0.1:1")
+    done = await command("limits", "set", "openai", "--requests", "600", "--json")
+    assert (done.code, "Workers hear of it later" in done.err, done.answer["version"]) == (0, True, 1)
+    assert (await configurations.current(pool)).configuration.limits["openai"].requests_per_minute == 600
+
+
+@pytest.mark.usefixtures("environment")
+async def test_of_two_changes_at_once_none_is_lost_and_the_later_is_refused(
+    command: Command, pool: Pool
+) -> None:
+    theirs = Configuration.from_document({"limits": {"openai": {"concurrent": 3}}})
+    async with pool.acquire() as connection:
+        held = connection.transaction()
+        await held.start()
+        await connection.execute("SELECT pg_advisory_xact_lock(4850, 3)")
+        mine = asyncio.create_task(command("limits", "set", "openai", "--requests", "600", "--json"))
+        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        await eventually(partial(pool.fetchval, waits), lambda count: count == 1)
+        await connection.execute(
+            "INSERT INTO headrace.configurations (document, source, applied_at) VALUES ($1, 'theirs', now())",
+            json.dumps(theirs.document()),
+        )
+        await held.commit()
+    done = await mine
+    assert done.code == 2
+    assert "version 1 is in force, not 0" in done.err
+    assert await configurations.current(pool) == Versioned(1, theirs)
+    assert (await command("limits", "set", "openai", "--requests", "600")).code == 0
+    both = (await configurations.current(pool)).configuration.limits["openai"]
+    assert (both.requests_per_minute, both.concurrent) == (600, 3)
 
 
 async def test_without_redis_each_worker_keeps_its_share_of_what_was_known(pool: Pool) -> None:

@@ -16,7 +16,7 @@ from headrace_shared.settings import Settings
 from headrace_shared.store.money import BudgetPolicy, BudgetState, WindowKind
 from headrace_shared.store.pauses import Pause
 from headrace_shared.usage import Usage
-from headrace_workers.telemetry import setup
+from headrace_workers.telemetry import MAX_SERIES, setup
 
 TARGET = Target("openai", "gpt-4o-mini")
 USAGE = Usage(100, 40, 20, 5, 3)
@@ -49,9 +49,11 @@ def pause(scope: str) -> Pause:
     return Pause(scope, datetime.now(UTC), None, None)
 
 
-def exposition(monkeypatch: pytest.MonkeyPatch, opt_in: str = "", *, tenant_label: bool = False) -> str:
+def exposition(monkeypatch: pytest.MonkeyPatch, opt_in: str = "", *, tenants: bool = False) -> str:
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
-    made = setup(Settings(metrics_port=0), WorkerId("w1"), tenant_label=tenant_label)
+    if tenants:
+        monkeypatch.setenv("HEADRACE_METRICS_TENANTS", "true")
+    made = setup(Settings(metrics_port=0), WorkerId("w1"))
     metrics, second = made.metrics, timedelta(seconds=1)
     metrics.run_ended(claimed(second), Succeeded(), ran=2 * second, age=timedelta(minutes=50))
     metrics.run_ended(claimed(), Snoozed(second, WaitReason.BUDGET), ran=second)
@@ -95,7 +97,22 @@ def test_the_newest_names_of_metrics_reach_prometheus(monkeypatch: pytest.Monkey
 
 def test_tenants_are_told_apart_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "acme" not in exposition(monkeypatch)
-    assert 'tenant="acme"' in exposition(monkeypatch, tenant_label=True)
+    page = exposition(monkeypatch, tenants=True)
+    assert 'tenant="acme"' in page
+    assert 'headrace_budget_limit{scope="tenant:acme",window="day"} 5.0' in page
+    assert 'headrace_paused{scope="tenant:other"} 1.0' in page
+
+
+def test_however_many_tenants_there_are_the_number_of_series_is_bounded() -> None:
+    made = setup(Settings(metrics_port=0, metrics_tenants=True), WorkerId("w1"))
+    for number in range(2500):
+        made.metrics.spent(TARGET, Tenant(f"tenant-{number}"), NanoUSD(1_000_000_000))
+    made.metrics.budgets([budget(f"tenant:{number}", 1) for number in range(2500)])
+    assert made.registry is not None
+    lines = generate_latest(made.registry).decode().splitlines()
+    assert sum(line.startswith("headrace_cost_total{") for line in lines) == MAX_SERIES + 1
+    assert 'headrace_cost_total{model="other",provider="other",tenant="other"} 600.0' in lines
+    assert sum(line.startswith("headrace_budget_limit{") for line in lines) == MAX_SERIES
 
 
 def test_the_number_of_series_is_bounded() -> None:

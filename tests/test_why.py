@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import cast
+from unittest.mock import ANY
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,7 @@ from headrace_producer import Headrace
 from headrace_producer.reasons import (
     BreakerIsOpen,
     BudgetIsSpent,
+    CapIsReached,
     HasEnded,
     IsNext,
     IsPaused,
@@ -26,12 +28,15 @@ from headrace_producer.reasons import (
 )
 from headrace_producer.why import Why, explain
 from headrace_shared.budgets import Budgets
-from headrace_shared.dispatch import breakers
+from headrace_shared.configuration import Configuration
+from headrace_shared.dispatch import breakers, limits
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch, Gate, GateReason
+from headrace_shared.dispatch.dispatch import Claim, Dispatch
+from headrace_shared.dispatch.limits import AdmitRequest, Report
 from headrace_shared.errors import JobNotFound
-from headrace_shared.ids import JobId, Lane, Tenant, WorkerId
+from headrace_shared.ids import JobId, Lane, Tenant, WorkerId, new_job_id
 from headrace_shared.job import JobState
+from headrace_shared.limits import Allowance, LimitKind, Told, limiter_name
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import WaitReason
 from headrace_shared.pauses import Pauses
@@ -46,6 +51,7 @@ from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_workers.testing import running_worker
 
 ME = WorkerId("me")
+SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 TARGET = Target("openai", MODEL)
 
@@ -243,18 +249,138 @@ async def test_a_spent_budget_says_its_numbers_what_is_needed_and_when_it_turns(
     assert await ask.one(job_id) == IsNext(0, 2)
 
 
-async def test_a_limit_that_keeps_its_queue_back_says_until_when(
-    worker: WorkerId, jobs: Jobs, dispatch: Dispatch, ask: Ask
+async def test_a_budget_that_only_counts_holds_nobody(
+    worker: WorkerId, jobs: Jobs, budgets: Budgets, ask: Ask
 ) -> None:
     [job_id] = await jobs.add()
-    await dispatch.close_gate(Gate(f"route:{MODEL}", GateReason.LIMIT), MINUTE)
-    await dispatch.close_gate(Gate("route:another", GateReason.LIMIT), MINUTE)
-    await dispatch.close_gate(Gate("global", "what is to come"), MINUTE)
+    await budgets.set("global", WindowKind.TOTAL, NanoUSD(0), BudgetPolicy.SOFT)
+    assert await ask.one(job_id) == IsNext(0, 2)
+
+
+async def test_a_spent_budget_keeps_no_call_back_that_costs_nothing(
+    worker: WorkerId, jobs: Jobs, budgets: Budgets, ask: Ask
+) -> None:
+    await jobs.configure({"prices": {str(TARGET): {"input": 0, "output": 0}}})
+    [job_id] = await jobs.add()
+    await budgets.set("global", WindowKind.TOTAL, NanoUSD(0), BudgetPolicy.WAIT)
+    assert await ask.one(job_id) == IsNext(0, 2)
+    # A handler says what its calls cost when it makes them: some room there must be.
+    await jobs.pool.execute("UPDATE headrace.jobs SET endpoint = 'handler:sum' WHERE id = $1", job_id)
+    reasons = (await ask(job_id)).reasons
+    assert [one.needs for one in reasons if isinstance(one, BudgetIsSpent)] == [None]
+
+
+async def admit(redis: Redis, target: Target, count: int = 1, *, tokens: int = 100) -> None:
+    asked = [AdmitRequest(f"{new_job_id()}/1/1", target, 0, tokens) for _ in range(count)]
+    assert await limits.admit(redis, 1, asked) is not None, "another version is published"
+
+
+async def limit(jobs: Jobs, document: dict[str, object]) -> None:
+    version = await jobs.configure(document)
+    await limits.publish(jobs.dispatch.redis, version, Configuration.from_document(document))
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("limiter", [str(TARGET), "openai"])
+async def test_a_limit_of_requests_or_tokens_says_how_much_is_used_and_when_the_next_call_goes(
+    jobs: Jobs, redis: Redis, ask: Ask, clock: Clock, limiter: str
+) -> None:
+    [job_id] = await jobs.add()
+    await limit(jobs, {"limits": {limiter: {"requests_per_minute": 30, "tokens_per_minute": 6000}}})
+    assert await ask.one(job_id) == IsNext(0, 2)
+    await admit(redis, TARGET, tokens=1000)
+    assert cast("LimitIsReached", await ask.one(job_id)).what == "tokens"
+    await clock.advance(20 * SECOND)
+    await admit(redis, TARGET)
+    await limits.report(redis, [Report(limiter_name(limiter), answered=1, tokens=100, reserved=100)])
     reason = await ask.one(job_id)
     assert isinstance(reason, LimitIsReached)
-    assert reason.dimension == f"route:{MODEL}"
-    assert f"waits for the limit of model:{MODEL}; it goes on in" in (await ask(job_id)).sentence
-    assert timedelta(0) < (reason.left or timedelta(0)) <= MINUTE
+    assert (reason.limiter, reason.what, reason.limit, reason.used) == (limiter, "requests", 30, 12)
+    assert SECOND < (reason.left or timedelta(0)) <= 2.1 * SECOND
+    why = await ask(job_id)
+    assert f"waits for the limit of {limiter}: 12 requests a minute of late, of 30; " in why.sentence
+    assert why.expected == cast("LimitIsReached", why.reasons[0]).left
+    assert await Dispatch(redis).claim(9, {LANE: 1}, MINUTE, MINUTE) == Claim([], ANY, 0)
+
+
+async def test_a_limit_whose_calls_were_refused_says_until_when_and_what_is_left_of_it(
+    worker: WorkerId, jobs: Jobs, redis: Redis, ask: Ask, clock: Clock
+) -> None:
+    [job_id] = await jobs.add()
+    await limit(jobs, {"limits": {str(TARGET): {"requests_per_minute": 600}}})
+    await admit(redis, TARGET, 3)
+    name = limits.limiter_of(TARGET)
+    await limits.report(redis, [Report(name, refused={LimitKind.REQUESTS: 1}, wait=10 * SECOND)])
+    reason = await ask.one(job_id)
+    assert isinstance(reason, LimitIsReached)
+    assert (reason.what, reason.limit) == ("cooling", None)
+    assert 5 * SECOND < (reason.left or timedelta(0)) <= 10 * SECOND
+    assert f"waits for the limit of {TARGET}: it refused a call; the next call may go" in str(
+        await ask(job_id)
+    )
+    await clock.advance(10 * SECOND)
+    assert await ask.one(job_id) == IsNext(0, 2)
+    left = Told(Allowance(500, remaining=60, whole_in=MINUTE))
+    await limits.report(redis, [Report(name, answered=1, told=left)])
+    await admit(redis, TARGET, 5)
+    reason = await ask.one(job_id)
+    assert isinstance(reason, LimitIsReached)
+    assert (reason.what, reason.limit, reason.in_force) == ("requests", 500, 60)
+    assert "a minute of late, of 500, of which 60 are in force; the next call may go" in str(
+        await ask(job_id)
+    )
+
+
+async def test_a_limit_of_calls_at_a_time_says_how_many_are_under_way(
+    worker: WorkerId, jobs: Jobs, redis: Redis, ask: Ask
+) -> None:
+    first, second = sorted(await jobs.add(2))
+    await limit(jobs, {"limits": {"openai": {"concurrent": 2}}})
+    await admit(redis, TARGET)
+    assert await ask.one(first) == IsNext(0, 2)
+    await admit(redis, TARGET)
+    why = await ask(first)
+    assert why.reasons == (LimitIsReached("openai", 1, "concurrent", 2, 2, 2, None),)
+    assert "waits for the limit of openai: 2 calls under way, of 2." in why.sentence
+    reasons = (await ask(second)).reasons
+    assert reasons == (*why.reasons, WaitsItsTurn(1, 0, 2, None))
+
+
+async def test_a_route_waits_for_limits_only_when_all_of_its_targets_do(
+    worker: WorkerId, jobs: Jobs, redis: Redis, ask: Ask
+) -> None:
+    two = [Target("openai", "gpt-4o"), TARGET]
+    targets = [{"provider": one.provider, "model": one.model} for one in two]
+    ceilings = {str(two[0]): {"requests_per_minute": 2}, str(two[1]): {"requests_per_minute": 6}}
+    await limit(jobs, {"routes": {"either": {"targets": targets}}, "limits": ceilings})
+    [job_id] = await jobs.add(model="either")
+    await admit(redis, two[0])
+    assert await ask.one(job_id) == IsNext(0, 2)
+    await admit(redis, two[1])
+    reason = await ask.one(job_id)
+    assert isinstance(reason, LimitIsReached)
+    assert (reason.limiter, reason.targets, reason.limit) == (str(two[1]), 2, 6)
+    assert f"waits for the limit of its 2 targets, {two[1]} first: " in str(await ask(job_id))
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_tenant_that_runs_as_many_as_it_may_says_so_with_the_numbers(
+    jobs: Jobs, silent: ScriptedProvider, ask: Ask
+) -> None:
+    await jobs.configure({"tenants": {TENANT: {"concurrent": 2}}})
+    async with running_worker():
+        ids = sorted(await jobs.add(4))
+        await silent.arrived(2)
+        first, last = [one for one in ids if (await jobs.row(one))["state"] == "queued"]
+        [other] = await jobs.add(tenant=Tenant("other"), lane=Lane("batch"))
+        await silent.arrived(3)
+        assert (await ask(first)).reasons == (CapIsReached(f"tenant:{TENANT}", 2, 2, None),)
+        assert f"waits because tenant:{TENANT} runs 2 jobs, of 2 that it may at a time." in str(
+            await ask(first)
+        )
+        assert [type(one) for one in (await ask(last)).reasons] == [CapIsReached, WaitsItsTurn]
+        silent.open.set()
+        await jobs.ended([*ids, other])
 
 
 async def test_several_reasons_are_all_said_and_the_last_to_end_is_expected(

@@ -1,13 +1,15 @@
 """What the command line holds open while it works: the way to both servers."""
 
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from headrace_producer.announcing import Announcer
+from headrace_producer.console import Console
 from headrace_producer.servers import configured_servers
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.errors import DispatchUnavailable
 from headrace_shared.settings import Settings
 from headrace_shared.store.pool import Pool, address, open_pool
 
@@ -38,3 +40,12 @@ async def open_connections(settings: Settings) -> AsyncGenerator[Connections]:
         redis = Redis(servers.redis_url)
         stack.push_async_callback(redis.close)
         yield Connections(settings, pool, address(servers.postgres_url), redis, Announcer(Dispatch(redis)))
+
+
+@contextmanager
+def redis_may_be_away(console: Console) -> Generator[None]:
+    """What is written down in Postgres holds; workers hear of it when Redis is back."""
+    try:
+        yield
+    except DispatchUnavailable as error:
+        console.note(f"Workers hear of it later: {error.message}")

@@ -1,9 +1,9 @@
 """What a job waits for, or how it stands otherwise: a closed vocabulary, and its words."""
 
+import math
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import ClassVar, TypeAlias, assert_never
-from urllib.parse import unquote
 
 from headrace_producer.words import count, in_words
 from headrace_shared.handlers import HandlerName
@@ -14,6 +14,9 @@ from headrace_shared.outcome import WaitReason
 from headrace_shared.routes import Target
 from headrace_shared.store.money import WindowKind
 from headrace_shared.store.waits import MOST_COUNTED, OpenCall
+
+_MUCH_LESS = 0.98
+"""Of a limit: no limit is used to the last hair, and that is not worth a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +124,35 @@ class BudgetIsSpent:
 
 @dataclass(frozen=True, slots=True)
 class LimitIsReached:
+    """None of its targets has room under the limits of providers."""
+
     code: ClassVar = "limit"
-    dimension: str
-    """Whose limit: as gates are named."""
+    limiter: str
+    """The provider, or the one of its models, whose limit it is."""
+    targets: int
+    """Of its route; the limiter is that of the one that has room first."""
+    what: str
+    """`requests` or `tokens` a minute, `concurrent` calls, or `cooling`: it refused a call of late."""
+    limit: int | None
+    """None where only refusals are known, and while it cools."""
+    in_force: int | None
+    """Less than the limit after refusals, and while others use it as well."""
+    used: int
     left: timedelta | None
+    """Until the next call may go; where one has to end first as fast as they did of late, None if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapIsReached:
+    """Its owner runs as many jobs at a time as it may."""
+
+    code: ClassVar = "cap"
+    scope: str
+    """Whose cap: `tenant:NAME`."""
+    running: int
+    limit: int
+    left: timedelta | None
+    """Until one of them ends, if its queue goes on as it did of late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +202,7 @@ Reason: TypeAlias = (
     | BreakerIsOpen
     | BudgetIsSpent
     | LimitIsReached
+    | CapIsReached
     | RunsAlone
     | WaitsItsTurn
     | WaitsForASlot
@@ -202,9 +231,13 @@ def words_of(reason: Reason) -> str:  # noqa: C901, PLR0911, PLR0912 - one case 
             return _breaker(reason)
         case BudgetIsSpent():
             return _budget(reason)
-        case LimitIsReached(dimension, left):
-            end = "" if left is None else f"; it goes on in {_soon(left)}"
-            return f"waits for the limit of {_name_of(dimension)}{end}"
+        case LimitIsReached():
+            return _limit(reason)
+        case CapIsReached(scope, running, limit, left):
+            end = "" if left is None else f"; as fast as of late one of them ends in {_soon(left)}"
+            return (
+                f"waits because {scope} runs {count(running, 'job')}, of {limit:,} that it may at a time{end}"
+            )
         case RunsAlone(crashes):
             return f"waits for a process of its own, because {crashes} of its runs lost their worker"
         case WaitsItsTurn(before, running, slots, left):
@@ -320,10 +353,18 @@ def _budget(reason: BudgetIsSpent) -> str:
     )
 
 
-def _name_of(dimension: str) -> str:
-    """Name what a gate keeps back as its users do: a route is a model to them."""
-    kind, _, name = dimension.partition(":")
-    return f"{'model' if kind == 'route' else kind}:{unquote(name)}" if name else "everything"
+def _limit(reason: LimitIsReached) -> str:
+    whose = reason.limiter if reason.targets == 1 else f"its {reason.targets} targets, {reason.limiter} first"
+    left = "" if reason.left is None else f"; the next call may go in {_soon(reason.left)}"
+    if reason.what == "cooling":
+        return f"waits for the limit of {whose}: it refused a call{left}"
+    unit = "calls under way" if reason.what == "concurrent" else f"{reason.what} a minute of late"
+    most = "" if reason.limit is None else f", of {reason.limit:,}"
+    if reason.in_force is not None and reason.in_force < _MUCH_LESS * (reason.limit or math.inf):
+        most += (
+            f", of which {reason.in_force:,} are in force" if most else f", of {reason.in_force:,} in force"
+        )
+    return f"waits for the limit of {whose}: {reason.used:,} {unit}{most}{left}"
 
 
 def _moment(moment: datetime) -> str:

@@ -4,7 +4,6 @@ It looks, and changes nothing: in Postgres inside one read-only transaction, in 
 only read. Without Redis it says what the store knows, and that the rest is not known.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import assert_never
@@ -13,6 +12,7 @@ from headrace_producer.in_force import Snapshot, read_snapshot
 from headrace_producer.reasons import (
     BreakerIsOpen,
     BudgetIsSpent,
+    CapIsReached,
     HasEnded,
     IsNext,
     IsPaused,
@@ -28,9 +28,10 @@ from headrace_producer.reasons import (
     words_of,
 )
 from headrace_shared.budgets import Budgets, BudgetView
-from headrace_shared.dispatch import breakers
+from headrace_shared.dispatch import breakers, limits
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import ClosedGate, Dispatch, GateReason, dimensions_of
+from headrace_shared.dispatch.dispatch import Dispatch, dimensions_of
+from headrace_shared.dispatch.limits import Measure, View
 from headrace_shared.errors import DispatchUnavailable, InvalidInput, JobNotFound
 from headrace_shared.handlers import handler_of, public_lane
 from headrace_shared.ids import JobId, WorkerId
@@ -41,11 +42,15 @@ from headrace_shared.pauses import gate_of_scope, paused_target
 from headrace_shared.request import Endpoint, prepare
 from headrace_shared.scopes import scopes_of
 from headrace_shared.store import jobs, money, pauses, waits
+from headrace_shared.store.money import BudgetPolicy
 from headrace_shared.store.pool import Connection, Pool
 from headrace_shared.store.waits import RunOf
 
 _SUSPECT = 2
 """A job that lost so many workers runs in a process of its own."""
+
+_CLAIMED_AHEAD = timedelta(seconds=0.4)
+"""How far ahead of the moments of their calls jobs are claimed: a shorter wait keeps nobody back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,9 @@ class Why:
 
 def _left(reason: Reason) -> timedelta | None:
     match reason:
-        case NotDue() | IsPaused() | BreakerIsOpen() | BudgetIsSpent() | LimitIsReached() | WaitsItsTurn():
+        case NotDue() | IsPaused() | BreakerIsOpen() | BudgetIsSpent() | WaitsItsTurn():
+            return reason.left
+        case LimitIsReached() | CapIsReached():
             return reason.left
         case RanOutOfTime() | IsNext():
             return timedelta(0)
@@ -142,12 +149,14 @@ class _Look:
         found = [
             *self._time(),
             *await self._pauses(),
-            *await self._gates(snapshot),
+            *await self._dispatch(snapshot),
             *await self._budgets(snapshot),
             *await self._workers(),
         ]
-        if not found:
-            found = [await self._turn()]
+        # A limit and a cap let jobs through all the time: those before it go first.
+        if all(isinstance(one, LimitIsReached | CapIsReached) for one in found):
+            turn = await self._turn()
+            found += [turn] if not found or isinstance(turn, WaitsItsTurn) else []
         return Why(self._job.id, self._job.state, tuple(found), self._unknown)
 
     def _time(self) -> list[Reason]:
@@ -169,15 +178,17 @@ class _Look:
             if (gate := gate_of_scope(pause.scope)) is not None and gate.dimension in mine
         ]
 
-    async def _gates(self, snapshot: Snapshot) -> list[Reason]:
+    async def _dispatch(self, snapshot: Snapshot) -> list[Reason]:
+        """What only Redis knows. Gates are not asked: pauses, breakers and budgets themselves say more."""
         try:
-            mine = set(dimensions_of(self._queue))
-            closed = [gate for gate in await Dispatch(self._redis).closed_gates() if gate.dimension in mine]
-            found = await self._breakers(snapshot)
+            return [
+                *await self._breakers(snapshot),
+                *await self._limits(snapshot),
+                *await self._caps(),
+            ]
         except DispatchUnavailable:
             self._unknown = "Redis cannot be reached: limits and breakers are not known."
             return []
-        return found + [reason for gate in closed for reason in _of_gate(gate)]
 
     async def _breakers(self, snapshot: Snapshot) -> list[Reason]:
         """Its targets' breakers, if all of them are open; a handler has none of its own."""
@@ -208,14 +219,48 @@ class _Look:
             )
         return [min(found, key=lambda one: timedelta.max if one.left is None else one.left)]
 
+    async def _limits(self, snapshot: Snapshot) -> list[Reason]:
+        """The limits of the target that has room first, if none of its targets has any, as claims see it."""
+        try:
+            targets = snapshot.configuration.resolve_route(self._job.route).targets
+        except InvalidInput:
+            return []
+        found: list[View] = []
+        for target in targets:
+            views = await limits.view(self._redis, [limits.limiter_of(target), target.provider])
+            full = [view for view in views if view.room is not None and view.room < 1]
+            if not full:
+                return []
+            found.append(max(full, key=lambda view: view.asked_again))
+        first = min(found, key=lambda view: view.asked_again)
+        return _of_limiter(first, len(targets), await self._next_ends())
+
+    async def _caps(self) -> list[Reason]:
+        """Return the caps under which it would run and that are full."""
+        scope = f"tenant:{self._job.tenant}"
+        cap = await Dispatch(self._redis).cap(scope)
+        if cap.most is None or not cap.is_full:
+            return []
+        return [CapIsReached(scope, cap.running, cap.most, await self._next_ends())]
+
+    async def _next_ends(self) -> timedelta | None:
+        """Return how long it takes until a job of its queue ends, if it goes on as of late."""
+        pace = await waits.pace_of(self._connection, self._job)
+        return None if pace is None else timedelta(seconds=1 / pace)
+
     async def _budgets(self, snapshot: Snapshot) -> list[Reason]:
         """Return the budgets that have no room for its next call."""
         scopes = scopes_of(self._job, self._job.route)
-        views = [view for view in await self._views() if view.state.scope in scopes]
+        views = [
+            view
+            for view in await self._views()
+            if view.state.scope in scopes and view.state.policy is not BudgetPolicy.SOFT
+        ]
         if not views:
             return []
         needs = await self._needs(snapshot)
-        short = [view for view in views if view.remaining < (needs or 1)]
+        least = 1 if needs is None else needs
+        short = [view for view in views if view.remaining < least]
         return [
             BudgetIsSpent(
                 scope=view.state.scope,
@@ -275,16 +320,32 @@ class _Look:
         return IsNext(capacity.running, capacity.slots)
 
 
-def _of_gate(gate: ClosedGate) -> Sequence[Reason]:
-    """What a closed gate of its queue says that is not known from elsewhere."""
-    match gate.reason:
-        case GateReason.LIMIT:
-            return [LimitIsReached(gate.dimension, gate.opens_in)]
-        case GateReason.PAUSE | GateReason.BREAKER | GateReason.BUDGET:
-            # The rows of pauses, the breakers themselves and the ledger say more.
-            return []
-        case _:
-            assert_never(gate.reason)
+def _of_limiter(view: View, targets: int, ends: timedelta | None) -> list[Reason]:
+    """Say which of its limits have no room; where that is only what was claimed already, the nearest one.
+
+    Args:
+        view: of the limiter.
+        targets: of the route.
+        ends: when a call that is under way ends, as far as is known.
+
+    """
+    name = limits.display_name(view.standing.limiter)
+
+    def reached(one: Measure, left: timedelta | None) -> LimitIsReached:
+        return LimitIsReached(name, targets, one.what, one.limit, one.in_force, one.used, left)
+
+    cooling = view.standing.cooling
+    found: list[Reason] = []
+    if cooling:
+        found.append(LimitIsReached(name, targets, "cooling", None, None, 0, cooling))
+    full = [one for one in view.measures if one.what == "concurrent" and one.used >= (one.limit or 0)]
+    found += [reached(one, ends) for one in full]
+    slowest = max(view.measures, key=lambda one: one.wait, default=None)
+    if slowest is not None and slowest.wait > max(cooling, _CLAIMED_AHEAD):
+        found.append(reached(slowest, slowest.wait))
+    if not found and slowest is not None:
+        found.append(reached(slowest, view.asked_again))
+    return found
 
 
 def _read_wait(text: str | None) -> WaitReason | None:

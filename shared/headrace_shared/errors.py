@@ -16,6 +16,7 @@
     │   └── InvalidBatchFile        carries every bad line
     ├── CallFailed                  a handler's call came to no answer
     ├── ClientNotOpen
+    ├── ConfigurationChanged        by somebody else, while a change to it was made
     ├── IdempotencyConflict         the key was used with another body
     ├── JobNotFound
     ├── NotRetriable                a job that has not ended, or has a result, has nothing to retry
@@ -161,6 +162,19 @@ class CallFailed(HeadraceError):
 
 class ClientNotOpen(HeadraceError):
     """The client is not open: use it inside 'async with Headrace() as headrace:'."""
+
+
+class ConfigurationChanged(HeadraceError):
+    """The configuration was changed meanwhile (version {present} is in force, not {read}): run it again.
+
+    Whoever changes a part of it names the version that was read, so that nobody's change is lost.
+    """
+
+    read: int
+    present: int
+
+    def __init__(self, *, read: int, present: int) -> None:
+        super().__init__(read=read, present=present)
 
 
 class IdempotencyConflict(HeadraceError):

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     """How long running jobs may take to end after SIGTERM."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
+    metrics_tenants: bool = False
+    """Whether metrics tell tenants apart, and show their budgets: each has so many series at most
+    (`telemetry.MAX_SERIES`), and counts what comes after them as `other`."""
 
     webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks that callbacks may reach although they are private."""

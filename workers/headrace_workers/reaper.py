@@ -18,7 +18,7 @@ from headrace_shared.ids import HoldId
 from headrace_shared.job import JobState
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.policy import SuspenseRule
-from headrace_shared.store import alerts, feed, lengths, lost, pauses
+from headrace_shared.store import alerts, feed, lengths, lost, money, pauses
 from headrace_shared.store.lost import Reaped
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.suspense import BY_RULE, Decision, Meant, settle_suspense
@@ -150,6 +150,7 @@ class Reaper:
         await feed.make_partitions(self._pool)
         dropped = await feed.drop_partitions(self._pool, older_than=retention)
         await feed.forget_expired(self._pool, older_than=retention)
+        await money.forget_spend(self._pool, older_than=retention)
         await alerts.forget_alerts(self._pool, older_than=retention)
         await lengths.forget_lengths(self._pool, unseen_for=LENGTHS_KEPT)
         if dropped:

@@ -47,8 +47,9 @@ from headrace_shared.store.pauses import Pause
 from headrace_shared.telemetry_names import Instrument
 from headrace_shared.usage import Usage
 
-MAX_SERIES = 2000
-"""Of one metric; what comes after them is counted together, under the label value `other`."""
+MAX_SERIES = 1900
+"""Of one metric; what comes after them is counted together, under the label value `other`. From 2,000 on
+OpenTelemetry would do so itself, under a label of its own that every series then has."""
 
 FLUSH_SECONDS = 2.0
 """How long a shutdown waits for a collector to take the last spans."""
@@ -135,14 +136,14 @@ class Metrics(Collector):
 
     Args:
         enabled: False where nobody reads them: then nothing is counted.
-        tenant_label: True tells tenants apart, in the metrics of jobs, costs and budgets; without
-            it the budgets of tenants are not shown.
+        tenants: True tells tenants apart, in the metrics of jobs, costs and budgets; without
+            it the budgets of tenants are not shown. Of each metric there are `MAX_SERIES` all the same.
 
     """
 
-    def __init__(self, *, enabled: bool = True, tenant_label: bool = False) -> None:
+    def __init__(self, *, enabled: bool = True, tenants: bool = False) -> None:
         self._on = enabled
-        self._tenants = tenant_label
+        self._tenants = tenants
         self._sums = _Sums()
         self._names = names.gen_ai_names()
         self._watched: list[Callable[[], None]] = []
@@ -352,13 +353,15 @@ class Telemetry:
                 await done.wait()
 
 
-def setup(settings: Settings, worker_id: WorkerId, *, tenant_label: bool = False) -> Telemetry:
+def setup(settings: Settings, worker_id: WorkerId) -> Telemetry:
     """Set up what the environment asks for: `OTEL_EXPORTER_OTLP_ENDPOINT`, `HEADRACE_METRICS_PORT`.
+
+    `HEADRACE_METRICS_TENANTS` tells tenants apart in metrics.
 
     A process that has a tracer provider of its own keeps it, and Headrace's spans go there.
     """
     resource = _resource(worker_id)
-    metrics = Metrics(enabled=settings.metrics_port is not None, tenant_label=tenant_label)
+    metrics = Metrics(enabled=settings.metrics_port is not None, tenants=settings.metrics_tenants)
     registry = None
     if settings.metrics_port is not None:
         registry = _publish(metrics, resource)

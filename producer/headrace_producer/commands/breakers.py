@@ -1,8 +1,6 @@
 """`headrace breakers`: which targets are called, and which an operator keeps from being called."""
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
@@ -11,7 +9,7 @@ import typer
 
 from headrace_producer.commands.options import AsJson
 from headrace_producer.commands.pauses import For, end_of, read_positive
-from headrace_producer.connections import Connections, open_connections
+from headrace_producer.connections import Connections, open_connections, redis_may_be_away
 from headrace_producer.console import Console, in_words
 from headrace_producer.in_force import read_snapshot
 from headrace_shared import breaker_gates
@@ -19,7 +17,7 @@ from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.breakers import View
 from headrace_shared.dispatch.dispatch import Dispatch
-from headrace_shared.errors import DispatchUnavailable, InvalidInput
+from headrace_shared.errors import InvalidInput
 from headrace_shared.pauses import paused_target, target_scope
 from headrace_shared.routes import Target
 from headrace_shared.settings import load_settings
@@ -102,7 +100,7 @@ async def _open(console: Console, name: str, duration: timedelta | None) -> None
         configuration = (await read_snapshot(connections.pool)).configuration
         target = _parse(name, configuration)
         held = await pauses.pause(connections.pool, target_scope(target), duration)
-        with _redis_may_be_away(console):
+        with redis_may_be_away(console):
             await breaker_gates.hold_open(Dispatch(connections.redis), configuration, target, duration)
     end = "until it is closed by hand" if held.until is None else end_of(held)
     console.say(f"The breaker of {target} is open {end}.")
@@ -116,19 +114,10 @@ async def _close(console: Console, name: str) -> None:
         configuration = (await read_snapshot(connections.pool)).configuration
         target = _parse(name, configuration)
         closed = await pauses.resume(connections.pool, target_scope(target))
-        with _redis_may_be_away(console):
+        with redis_may_be_away(console):
             closed |= await breaker_gates.release(Dispatch(connections.redis), configuration, target)
     console.say(f"The breaker of {target} {'is closed' if closed else 'was not open'}.")
     console.conclude({"target": str(target), "state": "closed", "changed": closed})
-
-
-@contextmanager
-def _redis_may_be_away(console: Console) -> Generator[None]:
-    """What is written down in Postgres holds; workers hear of it when Redis is back."""
-    try:
-        yield
-    except DispatchUnavailable as error:
-        console.note(f"Workers hear of it later: {error.message}")
 
 
 def _parse(name: str, configuration: Configuration) -> Target:

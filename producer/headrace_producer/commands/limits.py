@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from headrace_producer.commands.options import AsJson
-from headrace_producer.connections import open_connections
+from headrace_producer.connections import open_connections, redis_may_be_away
 from headrace_producer.console import Console
 from headrace_shared.configuration import Configuration
 from headrace_shared.configuration_sections import LimitSection
@@ -48,11 +48,13 @@ def show(*, as_json: AsJson = False) -> None:
 
 async def _set(console: Console, name: str, changes: dict[str, int]) -> None:
     async with open_connections(load_settings()) as connections:
-        present = (await configurations.current(connections.pool)).configuration
-        changed = _changed(present, name, changes)
-        applied = await configurations.apply(connections.pool, changed, f"limits set {name}")
+        present = await configurations.current(connections.pool)
+        changed = _changed(present.configuration, name, changes)
+        source = f"limits set {name}"
+        applied = await configurations.apply(connections.pool, changed, source, over=present.version)
         # At once, for claims as well; a worker that follows the version would do the same.
-        await limits.publish(connections.redis, applied.version, changed)
+        with redis_may_be_away(console):
+            await limits.publish(connections.redis, applied.version, changed)
     section = changed.limits.get(name, LimitSection())
     console.say(f"{name}: {_sentence(section)} (version {applied.version} of the configuration).")
     console.conclude({"limiter": name, "version": applied.version, **section.model_dump()})

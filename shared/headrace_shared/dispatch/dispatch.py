@@ -34,6 +34,7 @@ _WINDOW = Script.load("window")
 _CLOSE_GATE = Script.load("close_gate")
 _OPEN_GATE = Script.load("open_gate")
 _GATES = Script.load("gates")
+_CAPS = Script.load("caps")
 
 _ENDED, _RUNS_ON = -1, -2
 _FINISHED_AT_ONCE = 4 * 1000
@@ -62,26 +63,24 @@ class Claim:
     """Members and keys that are not ours: they were taken out, and nothing else was done."""
 
 
+class GateReason(StrEnum):
+    """Why a gate is closed; claim.lua asks for each of them by name."""
+
+    PAUSE = "pause"
+    BREAKER = "breaker"
+    BUDGET = "budget"
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """A gate keeps whole queues back: of everything, of a lane, a route, or a tenant."""
 
     dimension: str
     """`global`, `lane:NAME`, `route:NAME`, or `tenant:NAME`, its name percent-encoded."""
-    reason: str
-    """`pause`, `breaker`, `limit`, or `budget`."""
+    reason: GateReason
 
     def __str__(self) -> str:
         return f"{self.dimension}|{self.reason}"
-
-
-class GateReason(StrEnum):
-    """Why a gate is closed."""
-
-    PAUSE = "pause"
-    BREAKER = "breaker"
-    LIMIT = "limit"
-    BUDGET = "budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,19 @@ class ClosedGate:
     reason: GateReason
     opens_in: timedelta | None
     """None: when somebody opens it. Nothing: a breaker's, which the next job goes through as its probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """How many jobs run under a cap."""
+
+    running: int
+    most: int | None
+    """None: there is no such cap."""
+
+    @property
+    def is_full(self) -> bool:
+        return self.most is not None and self.running >= self.most
 
 
 def dimensions_of(queue: Queue) -> tuple[str, ...]:
@@ -266,6 +278,13 @@ class Dispatch:
         reply = cast("list[tuple[bytes, int]]", await self.redis.evaluate(_GATES))
         found = [_closed_gate(field.decode(errors="replace"), left) for field, left in reply]
         return [gate for gate in found if gate is not None]
+
+    async def cap(self, name: str) -> Cap:
+        """Return how many jobs run under a cap (`tenant:NAME`); changes nothing."""
+        kind, _, rest = name.partition(":")
+        reply = await self.redis.evaluate(_CAPS, (), [f"{kind}:{quote(rest, safe='')}"])
+        [[running, most]] = cast("list[list[int]]", reply)
+        return Cap(running, None if most < 0 else most)
 
 
 def _closed_gate(field: str, left: int) -> ClosedGate | None:

@@ -78,6 +78,8 @@ class Measure:
     """Less than the limit after refusals, and while others use it as well."""
     used: int
     """Of late."""
+    wait: timedelta = timedelta(0)
+    """Until a call may go by this limit alone; of calls under way nobody knows when one ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ class View:
     standing: Standing
     measures: tuple[Measure, ...]
     """Of what is limited."""
+    room: int | None
+    """Jobs that may be claimed for it now; None for any number."""
+    asked_again: timedelta
+    """Until claims look again whether there is room."""
 
 
 @dataclass(slots=True)
@@ -169,13 +175,7 @@ async def report(redis: Redis, reports: Sequence[Report]) -> list[Standing]:
 
 async def known(redis: Redis) -> list[str]:
     """Return the limiters that calls went through; reads all keys, so not for every second."""
-    found, cursor = set[str](), 0
-    while True:
-        reply = await redis.administer("SCAN", cursor, "MATCH", f"{keys.LIMITER}*", "COUNT", 1000)
-        cursor, page = cast("tuple[int, list[bytes]]", reply)
-        found |= {key.decode(errors="replace").removeprefix(keys.LIMITER) for key in page}
-        if cursor == 0:
-            return sorted(found)
+    return [name.removeprefix(keys.LIMITER) for name in await redis.names(f"{keys.LIMITER}*")]
 
 
 async def view(redis: Redis, limiters: Sequence[str]) -> list[View]:
@@ -187,23 +187,28 @@ async def view(redis: Redis, limiters: Sequence[str]) -> list[View]:
 def _view(one: Sequence[int | bytes]) -> View:
     standing = _standing(one[:6])
     told_requests, told_tokens, cap_requests, cap_tokens, requests, tokens, under_way = (
-        int(value) for value in one[6:]
+        int(value) for value in one[6:13]
     )
-    per_minute = standing.requests_per_minute, standing.tokens_per_minute
+    by_requests, by_tokens, room, asked_again = (int(value) for value in one[13:])
+    most = standing.requests_per_minute, standing.tokens_per_minute, standing.concurrent
     measures = (
-        _measure("requests", _known(cap_requests), _known(told_requests), per_minute[0], requests),
-        _measure("tokens", _known(cap_tokens), _known(told_tokens), per_minute[1], tokens),
-        _measure("concurrent", standing.concurrent, None, standing.concurrent, under_way),
+        Measure("requests", *_limit(cap_requests, told_requests), most[0], requests, _after(by_requests)),
+        Measure("tokens", *_limit(cap_tokens, told_tokens), most[1], tokens, _after(by_tokens)),
+        Measure("concurrent", most[2], "configured", most[2], under_way),
     )
-    return View(standing, tuple(one for one in measures if one.in_force is not None))
+    limited = tuple(one for one in measures if one.in_force is not None)
+    return View(standing, limited, _known(room), _after(asked_again))
 
 
-def _measure(
-    what: str, configured: int | None, learned: int | None, in_force: int | None, used: int
-) -> Measure:
-    if learned is not None and (configured is None or learned < configured):
-        return Measure(what, learned, "learned", in_force, used)
-    return Measure(what, configured, "cut" if configured is None else "configured", in_force, used)
+def _limit(configured: int, learned: int) -> tuple[int | None, str]:
+    """Return what is known of a limit and who says it; -1 stands for nobody."""
+    if learned >= 0 and (configured < 0 or learned < configured):
+        return learned, "learned"
+    return _known(configured), "cut" if configured < 0 else "configured"
+
+
+def _after(number: int) -> timedelta:
+    return timedelta(milliseconds=number)
 
 
 def _arguments(one: Report) -> list[Argument]:

@@ -71,7 +71,9 @@ ON CONFLICT (scope, window_kind) DO UPDATE SET limit_nano = excluded.limit_nano,
 -- name: forget_alerts
 -- Longer than any window lasts that ends; of those that do not, while there is a budget.
 WITH refusals AS (
-    DELETE FROM headrace.budget_refusals WHERE until < headrace.now()
+    DELETE FROM headrace.budget_refusals r
+    WHERE r.until < headrace.now() OR NOT EXISTS (
+        SELECT FROM headrace.budgets b WHERE b.scope = r.scope AND b.window_kind = r.window_kind)
 )
 DELETE FROM headrace.budget_alerts a
 WHERE a.said_at < headrace.now() - make_interval(days => greatest($1, 40))

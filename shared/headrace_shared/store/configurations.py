@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from headrace_shared.configuration import Configuration
-from headrace_shared.store.pool import Database
+from headrace_shared.errors import ConfigurationChanged
+from headrace_shared.store.pool import Database, Pool
 from headrace_shared.store.sql import Statements
 
 _SQL = Statements("configurations.sql")
@@ -45,9 +46,27 @@ async def get(database: Database, version: int) -> Configuration | None:
     return Configuration.from_document(json.loads(row["document"])) if row else None
 
 
-async def apply(database: Database, configuration: Configuration, source: str) -> Applied:
-    """Put a configuration in force, unless it says what the present one says."""
-    row = await database.fetchrow(_SQL["apply_configuration"], json.dumps(configuration.document()), source)
+async def apply(pool: Pool, configuration: Configuration, source: str, *, over: int | None = None) -> Applied:
+    """Put a configuration in force, unless it says what the present one says.
+
+    Args:
+        pool: where.
+        configuration: what is to hold.
+        source: who says so, for the history.
+        over: the version it was made of; None where it is not made of one.
+
+    Raises:
+        ConfigurationChanged: another version than `over` is in force by now; nothing was changed.
+
+    """
+    document = json.dumps(configuration.document())
+    async with pool.acquire() as connection, connection.transaction():
+        # One at a time, and what is compared was committed before: a statement of its own.
+        await connection.execute(_SQL["lock_configurations"])
+        row = await connection.fetchrow(_SQL["apply_configuration"], document, source, over)
+    before: int = row["before"] if row else 0
+    if over is not None and before != over:
+        raise ConfigurationChanged(read=over, present=before)
     return Applied(row["version"], row["changed"]) if row else Applied(0, changed=False)
 
 

@@ -19,6 +19,10 @@ from headrace_shared.usage import Usage
 
 _SQL = Statements("money.sql")
 
+_WINDOWS_LAST = timedelta(days=40)
+"""Longer than any window lasts that ends."""
+_PAGE = 10_000
+
 
 class WindowKind(StrEnum):
     TOTAL = "total"
@@ -238,6 +242,23 @@ async def counters(database: Database) -> Counters:
     """Read what the counters are rebuilt from, in one snapshot."""
     row = await database.fetchrow(_SQL["counters"])
     return _COUNTERS.validate_json(row[0] if row else "{}")
+
+
+async def forget_spend(database: Database, *, older_than: timedelta) -> None:
+    """Delete the sums that no budget can need: of windows that ended before then, of batches that are gone.
+
+    What was spent in total, by whomever, stays.
+    """
+    days = (older_than + _WINDOWS_LAST).days
+    while await _count(database, "forget_windows", days, _PAGE) == _PAGE:
+        pass
+    while await _count(database, "forget_batches", _PAGE) == _PAGE:
+        pass
+
+
+async def _count(database: Database, name: str, *arguments: int) -> int:
+    row = await database.fetchrow(_SQL[name], *arguments)
+    return int(row[0]) if row else 0
 
 
 @dataclass(frozen=True, slots=True)

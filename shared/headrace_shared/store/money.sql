@@ -88,6 +88,37 @@ SELECT json_build_object(
     'budgets', (SELECT coalesce(json_agg(b), '[]') FROM budget b),
     'holds', (SELECT coalesce(json_agg(h), '[]') FROM hold h))::text;
 
+-- name: forget_windows
+-- A page of the sums of days and months that ended so many days ago; of a week its days are booked. A call
+-- of such a time that is settled later books its correction alone, which goes the same way.
+WITH moment AS MATERIALIZED (
+    SELECT headrace.now() AT TIME ZONE 'UTC' - make_interval(days => $1) AS past
+), gone AS (
+    DELETE FROM headrace.spend WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM headrace.spend
+        WHERE window_name COLLATE "C" >= 'day:'
+          AND window_name COLLATE "C" < (SELECT to_char(past, '"day:"YYYY-MM-DD') FROM moment)
+        UNION ALL
+        SELECT ctid FROM headrace.spend
+        WHERE window_name COLLATE "C" >= 'month:'
+          AND window_name COLLATE "C" < (SELECT to_char(past, '"month:"YYYY-MM') FROM moment)
+        LIMIT $2))
+    RETURNING 1
+)
+SELECT count(*) FROM gone;
+
+-- name: forget_batches
+-- The sums of a page of batches of which no job is left, and no budget.
+WITH over AS MATERIALIZED (
+    SELECT scope FROM (SELECT DISTINCT scope FROM headrace.spend WHERE scope LIKE 'batch:%') AS of_batch
+    WHERE NOT EXISTS (SELECT FROM headrace.jobs j WHERE j.batch_id = substr(of_batch.scope, 7)::uuid)
+      AND NOT EXISTS (SELECT FROM headrace.budgets b WHERE b.scope = of_batch.scope)
+    LIMIT $1
+), gone AS (
+    DELETE FROM headrace.spend s USING over WHERE s.scope = over.scope RETURNING s.scope
+)
+SELECT count(DISTINCT scope) FROM gone;
+
 -- name: set_time_zone
 SELECT headrace.set_time_zone($1);
 

@@ -1,1 +1,1 @@
-"""What happens to a job in its run: one step a file, in the order of the list in `service`."""
+"""What happens to a job in its run: one step a file, in the order of the lists in `parts`."""

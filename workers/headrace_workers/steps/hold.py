@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from headrace_shared.batching import Batcher
 from headrace_shared.budgets import Budgets, Held, HoldRequest, Settlement
-from headrace_shared.dispatch.dispatch import Dispatch, Gate
+from headrace_shared.dispatch.dispatch import Dispatch, Gate, GateReason
 from headrace_shared.errors import DispatchUnavailable, UnknownPrice
 from headrace_shared.ids import RouteName, hold_id
 from headrace_shared.money import ZERO, NanoUSD, format_usd
@@ -122,7 +122,7 @@ class Hold:
         kind, name = found
         dimension = f"{kind}:{quote(name, safe='')}" if name else kind
         with contextlib.suppress(DispatchUnavailable):
-            await self._dispatch.close_gate(Gate(dimension, "budget"), duration)
+            await self._dispatch.close_gate(Gate(dimension, GateReason.BUDGET), duration)
 
 
 def _exhausted(what: str, missing: NanoUSD, amount: NanoUSD) -> Failed:

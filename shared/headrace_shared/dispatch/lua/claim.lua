@@ -31,8 +31,9 @@ local version = read(whole_of, redis.call('HGET', TENANTS, 'version') or '0')
 if version < tonumber(ARGV[5]) then return {-2, 0} end
 local any_terms = version > 0 and redis.call('HLEN', TENANTS) > 1
 
--- A gate is a field `<dimension>|<reason>`. One whose time has come is open; a breaker's lets
--- a single job through as its probe, and is shut again for the time of a probe's lease.
+-- A gate is a field `<dimension>|<reason>`, its reason one of dispatch.GateReason. One whose time has
+-- come is open; a breaker's lets a single job through as its probe, and is shut again for the time of a
+-- probe's lease.
 local any_gate = redis.call('HLEN', GATES) > 0
 local seen = {}
 local function gate(dimension, reason)
@@ -60,7 +61,7 @@ local function gates_of(queue)
     -- A lane's gates keep back what is in the lanes of its handlers as well.
     local public = string.match(lane, '^[^@]*')
     for _, dimension in ipairs({'global', 'lane:' .. public, 'route:' .. route, 'tenant:' .. tenant}) do
-        for _, reason in ipairs({'pause', 'breaker', 'limit', 'budget'}) do
+        for _, reason in ipairs({'pause', 'breaker', 'budget'}) do
             local state = gate(dimension, reason)
             if type(state) == 'number' then return {closed = state} end
             if state == 'probe' then probe = dimension .. '|' .. reason end
