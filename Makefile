@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-fairness bench-limits bench-outage bench-quote recovery pins local
+.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-fairness bench-limits bench-outage bench-quote bench-sharing recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -64,6 +64,9 @@ recovery: .venv/.installed ## how long it takes, and what it costs, to recover f
 
 bench-outage: .venv/.installed ## a provider that is down for ten minutes: calls for each job, probes, time back to the full rate
 	$(BIN)/python benchmarks --only outage --jobs 30000 $(ARGS)
+
+bench-sharing: .venv/.installed ## how many calls a thousand identical jobs become
+	$(BIN)/python benchmarks --only sharing $(ARGS)
 
 bench-fairness: .venv/.installed ## what a flood of one tenant does to the others; ARGS="--jobs 1000000" is the flood
 	$(BIN)/python benchmarks --only fairness $(ARGS)

@@ -22,6 +22,7 @@ import outage
 import pickup
 import quoting
 import recovery
+import sharing
 import typer
 from figures import Figure, progress, table
 from rich.console import Console
@@ -38,8 +39,9 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "quote": quoting.measure,
     "outage": outage.measure,
     "fairness": fairness.measure,
+    "sharing": sharing.measure,
 }
-_ON_REQUEST = ("recovery", "quote", "outage", "fairness")
+_ON_REQUEST = ("recovery", "quote", "outage", "fairness", "sharing")
 """Measured only when named: they last minutes, or run no jobs."""
 
 

@@ -18,6 +18,7 @@ async def main() -> None:
             books = provider.books
             total = books.total
             said = {
+                "requests": total.requests,
                 "in_flight": books.in_flight,
                 "answered": total.answered,
                 "prompt_tokens": total.prompt_tokens + total.unanswered_prompt_tokens,
