@@ -5,7 +5,7 @@ and in between an outage of each, pauses, cancels, limits that are raised, a wor
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -94,7 +94,7 @@ class Replace:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A batch of ten requests that has the money of two at a time."""
+    """A batch that has the money of one request at a time."""
 
 
 Step: TypeAlias = Enqueue | Submit | Pause | Outage | Raise | Cancel | Replace
@@ -104,7 +104,8 @@ def schedule(seed: int) -> list[Step]:
     """Return what happens, in its order: whatever is stopped goes on before the end."""
     random = Random(seed)  # noqa: S311 - repeatable on purpose
     steps: list[tuple[float, Step]] = [(n / 9, Enqueue(_requests(random, n))) for n in range(9)]
-    stops = [*((Pause, scope) for scope in PAUSED), *((Outage, provider) for provider in CONCURRENT)]
+    stops: list[tuple[type[Pause | Outage], str]] = [(Pause, scope) for scope in PAUSED]
+    stops += [(Outage, provider) for provider in CONCURRENT]
     for kind, what in stops:
         begins = random.uniform(0.05, 0.8)
         steps += [(begins, kind(what)), (begins + random.uniform(0.05, 0.4), kind(what, is_over=True))]
@@ -203,7 +204,7 @@ class Fleet:
             case Enqueue(requests):
                 self.ids += [str(job.id) for job in await self.client.enqueue_many(requests)]
             case Submit():
-                done = await self.command.submit(10, "--max-cost", "0.0014", "--json")
+                done = await self.command.submit(4, "--max-cost", "0.0007", "--json")
                 found = "SELECT id FROM headrace.jobs WHERE batch_id = $1"
                 rows = await self.jobs.pool.fetch(found, UUID(str(done.answer["batch_id"])))
                 self.ids += [str(row["id"]) for row in rows]
@@ -231,7 +232,7 @@ class Fleet:
         """Wait for some more calls, or for a moment when nobody calls."""
         arrived = [provider.books.until(_more(provider, count)) for provider in self.providers.values()]
         waits = [asyncio.ensure_future(one) for one in arrived]
-        await asyncio.wait(waits, timeout=0.15, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
@@ -251,7 +252,7 @@ class _More:
 
 
 @asynccontextmanager
-async def fleet(seed: int, jobs: Jobs, budgets: Budgets, command: Command) -> AsyncIterator[Fleet]:
+async def fleet(seed: int, jobs: Jobs, budgets: Budgets, command: Command) -> AsyncGenerator[Fleet]:
     """Three workers, two providers and their budgets."""
     async with AsyncExitStack() as stack:
         providers = {

@@ -1,5 +1,6 @@
 """Limits, caps, budgets, breakers, pauses and fairness together: nothing stalls, and nothing leaks."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
 
@@ -107,30 +108,43 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-async def moved(jobs: Jobs) -> tuple[int, int, int]:
+@dataclass(frozen=True, slots=True)
+class Standing:
     """How many jobs have ended, go on today, and are open."""
+
+    ended: int
+    going: int
+    open: int
+
+
+async def standing(jobs: Jobs) -> Standing:
     row = await jobs.pool.fetchrow(STILL, WAITS_FOR_TOMORROW)
     assert row is not None
-    return row["ended"], row["going"], row["open"]
+    return Standing(row["ended"], row["going"], row["open"])
 
 
-async def until_all_rest(jobs: Jobs) -> None:
-    """Wait until what is left waits for tomorrow; a stall is a time in which nothing moves."""
-    before = await moved(jobs)
-    while before[1]:
-        before = await eventually(lambda: moved(jobs), lambda now, was=before: now != was, within=A_STALL)
+async def moved(jobs: Jobs, since: Standing) -> Standing:
+    """Wait until something is not as it was; a stall is a time in which nothing moves."""
+    return await eventually(lambda: standing(jobs), lambda now: now != since, within=A_STALL)
+
+
+async def until_all_rest(jobs: Jobs) -> Standing:
+    """Wait until what is left waits for tomorrow."""
+    now = await standing(jobs)
+    while now.going:
+        now = await moved(jobs, now)
+    return now
 
 
 async def turn_days(jobs: Jobs, clock: Clock) -> None:
     """Let days go by until all jobs have ended, each of them some."""
-    await until_all_rest(jobs)
-    while (before := await moved(jobs))[2]:
+    before = await until_all_rest(jobs)
+    while before.open:
         await clock.advance(A_DAY)
-        await eventually(
-            lambda: moved(jobs), lambda now, was=before: now[1] > 0 or now[0] > was[0], within=A_STALL
-        )
-        await until_all_rest(jobs)
-        assert (await moved(jobs))[0] > before[0]
+        await moved(jobs, before)
+        now = await until_all_rest(jobs)
+        assert now.ended > before.ended
+        before = now
 
 
 async def over(redis: Redis) -> list[str]:
