@@ -41,9 +41,9 @@ TAGS = ((), (), ("red",), ("spent",), ("tomorrow",), ("soft", "red"), ("soft", "
 WAITS_FOR_TOMORROW = "tomorrow"
 
 BUDGETS: Mapping[str, tuple[WindowKind, int, BudgetPolicy]] = {
-    "global": (WindowKind.DAY, 60 * DEAR, BudgetPolicy.WAIT),
-    "tenant:b": (WindowKind.DAY, 8 * DEAR, BudgetPolicy.WAIT),
-    "model:solo": (WindowKind.DAY, 4 * DEAR, BudgetPolicy.WAIT),
+    "global": (WindowKind.DAY, 16 * DEAR, BudgetPolicy.WAIT),
+    "tenant:b": (WindowKind.DAY, 4 * DEAR, BudgetPolicy.WAIT),
+    "model:solo": (WindowKind.DAY, 2 * DEAR, BudgetPolicy.WAIT),
     "model:main": (WindowKind.TOTAL, 20 * DEAR, BudgetPolicy.DOWNGRADE),
     "key:ci": (WindowKind.WEEK, ENOUGH, BudgetPolicy.WAIT),
     "tag:red": (WindowKind.TOTAL, 7 * DEAR, BudgetPolicy.REJECT),

@@ -98,7 +98,8 @@ class Hold:
             # Where some room is left a smaller job may still go.
             if refused.missing >= amount:
                 await self._close_gate(refused, refused.ends_in)
-            return run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
+            put_back = run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
+            return replace(put_back, refused_under=refused.epoch)
         return run.ended(_exhausted(f"the {refused.kind} budget of {refused.scope}", refused.missing, amount))
 
     async def _close_gate(self, refused: Refused, duration: timedelta) -> None:
@@ -109,7 +110,7 @@ class Hold:
         kind, name = found
         dimension = f"{kind}:{quote(name, safe='')}" if name else kind
         with contextlib.suppress(DispatchUnavailable):
-            await self._dispatch.close_gate(Gate(dimension, "budget"), duration)
+            await self._dispatch.close_gate(Gate(dimension, "budget"), duration, epoch=refused.epoch)
 
 
 def _exhausted(what: str, missing: NanoUSD, amount: NanoUSD) -> Failed:
