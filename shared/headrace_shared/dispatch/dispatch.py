@@ -248,7 +248,7 @@ class Dispatch:
         return await self.redis.wait_for([keys.bell(lane) for lane in lanes], timeout.total_seconds())
 
     async def close_gate(self, gate: Gate, duration: timedelta | None, *, epoch: int = 0) -> None:
-        """Close a gate for a time, or (None) until it is opened; under this epoch alone, where one is given."""
+        """Close a gate for a time, or (None) until it is opened; where an epoch is given, under it alone."""
         for_ms = milliseconds(duration) if duration else 0
         await self.redis.evaluate(_CLOSE_GATE, (), [str(gate), for_ms, epoch or ""])
 
