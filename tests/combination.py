@@ -43,6 +43,7 @@ WAITS_FOR_TOMORROW = "tomorrow"
 BUDGETS: Mapping[str, tuple[WindowKind, int, BudgetPolicy]] = {
     "global": (WindowKind.DAY, 16 * DEAR, BudgetPolicy.WAIT),
     "tenant:b": (WindowKind.DAY, 4 * DEAR, BudgetPolicy.WAIT),
+    "tenant:d": (WindowKind.DAY, ENOUGH, BudgetPolicy.WAIT),
     "model:solo": (WindowKind.DAY, 2 * DEAR, BudgetPolicy.WAIT),
     "model:main": (WindowKind.TOTAL, 20 * DEAR, BudgetPolicy.DOWNGRADE),
     "key:ci": (WindowKind.WEEK, ENOUGH, BudgetPolicy.WAIT),
@@ -52,6 +53,8 @@ BUDGETS: Mapping[str, tuple[WindowKind, int, BudgetPolicy]] = {
     "tag:soft": (WindowKind.DAY, 1, BudgetPolicy.SOFT),
 }
 RAISED = ("global", "tenant:b", "model:solo")
+LOWERED = "tenant:d"
+"""For a time, to what it has spent already: nothing of it goes then."""
 PAUSED = ("lane:batch", "tenant:a", "model:pair", "global")
 
 
@@ -77,8 +80,11 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
-class Raise:
+class Limit:
+    """A budget has another limit from now on."""
+
     scope: str
+    amount: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +103,20 @@ class Submit:
     """A batch that has the money of one request at a time."""
 
 
-Step: TypeAlias = Enqueue | Submit | Pause | Outage | Raise | Cancel | Replace
+Step: TypeAlias = Enqueue | Submit | Pause | Outage | Limit | Cancel | Replace
 
 
 def schedule(seed: int) -> list[Step]:
     """Return what happens, in its order: whatever is stopped goes on before the end."""
     random = Random(seed)  # noqa: S311 - repeatable on purpose
-    steps: list[tuple[float, Step]] = [(n / 9, Enqueue(_requests(random, n))) for n in range(9)]
+    steps: list[tuple[float, Step]] = [(n / 8, Enqueue(_requests(random, n))) for n in range(8)]
     stops: list[tuple[type[Pause | Outage], str]] = [(Pause, scope) for scope in PAUSED]
     stops += [(Outage, provider) for provider in CONCURRENT]
     for kind, what in stops:
         begins = random.uniform(0.05, 0.8)
         steps += [(begins, kind(what)), (begins + random.uniform(0.05, 0.4), kind(what, is_over=True))]
-    steps += [(random.uniform(0.3, 1.2), Raise(scope)) for scope in RAISED]
+    steps += [(random.uniform(0.15, 0.4), Limit(LOWERED, DEAR))]
+    steps += [(random.uniform(0.45, 1.2), Limit(scope, ENOUGH)) for scope in (*RAISED, LOWERED)]
     steps += [(random.random(), Cancel(tuple(random.random() for _ in range(4)))) for _ in range(3)]
     steps += [(random.random(), one) for one in (Replace(), Replace(), Submit())]
     return [step for _, step in sorted(steps, key=lambda one: one[0])]
@@ -213,9 +220,9 @@ class Fleet:
             case Outage(name, is_over):
                 usual = behaviour(name, self.seed)
                 self.providers[name].behave(usual if is_over else Behaviour(outage=True))
-            case Raise(scope):
+            case Limit(scope, amount):
                 kind, _, policy = BUDGETS[scope]
-                await self.budgets.set(scope, kind, ENOUGH, policy)
+                await self.budgets.set(scope, kind, NanoUSD(amount), policy)
             case Cancel(places):
                 for place in places:
                     await self.client.cancel(self.ids[int(place * len(self.ids))])

@@ -9,6 +9,7 @@ from combination import (
     CAPS,
     CONCURRENT,
     LANES,
+    LOWERED,
     MOST,
     ROUTES,
     TENANTS,
@@ -150,7 +151,8 @@ async def turn_days(jobs: Jobs, clock: Clock) -> None:
 async def over(redis: Redis) -> list[str]:
     """What is beyond its limit at this moment: budgets, and tenants."""
     limits = [part for cap in CAPS.items() for part in cap]
-    return names(await redis.evaluate(OVER, (), limits))
+    found = names(await redis.evaluate(OVER, (), limits))
+    return [name for name in found if not name.startswith(LOWERED)]
 
 
 def names(reply: object) -> list[str]:
