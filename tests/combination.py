@@ -232,7 +232,7 @@ class Fleet:
 
     async def start_worker(self) -> None:
         worker = AsyncExitStack()
-        await worker.enter_async_context(running_worker(concurrency=6, lease_seconds=10))
+        await worker.enter_async_context(running_worker(concurrency=6, lease_seconds=60))
         self.workers.append(worker)
 
     async def some_calls(self, count: int = 4) -> None:

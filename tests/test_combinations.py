@@ -59,7 +59,10 @@ end
 return over
 """)
 LEFT = script("""
-local left = {}
+local left, open = {}, {}
+for _, key in ipairs(redis.call('KEYS', 'headrace:breaker:*')) do
+    open[#open + 1] = redis.call('HGET', key, 'state') or nil
+end
 local function note(key, members)
     for _, member in ipairs(members) do left[#left + 1] = key .. ' ' .. member end
 end
@@ -73,6 +76,7 @@ for _, key in ipairs(redis.call('KEYS', 'headrace:*')) do
         local fields = redis.call('HGETALL', key)
         for i = 1, #fields, 2 do
             local leaks = kind == 'holds' and fields[i] ~= 'epoch' or kind == 'gates' and fields[i + 1] == '0'
+                or kind == 'gates' and #open == 0 and string.match(fields[i], '|breaker$')
                 or kind == 'spent' and string.match(fields[i], '|held$') and fields[i + 1] ~= '0'
             if leaks then note(key, {fields[i]}) end
         end
