@@ -203,6 +203,32 @@ async def test_a_spent_scope_closes_the_gate_of_its_own_queues_and_no_other(
     assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
 
 
+async def test_a_limit_that_is_raised_while_a_call_is_refused_lets_its_job_go(
+    jobs: Jobs, budgets: Budgets, scripted: ScriptedProvider, pool: Pool
+) -> None:
+    """Nobody would open a gate that is closed after that, or wake a job that is put back after that."""
+    await budgets.set("model:dear", WindowKind.DAY, limit(MOST), BudgetPolicy.WAIT)
+    scripted.script(completion(completion_tokens=MOST))
+    async with running_worker():
+        await jobs.ended(await jobs.add(1, model="dear", body=BODY))
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute("LOCK TABLE headrace.budget_refusals IN SHARE MODE")
+            late = await jobs.add(1, model="dear", body=BODY)
+            await eventually(lambda: noting_a_refusal(pool), bool)
+            await budgets.set("model:dear", WindowKind.DAY, limit(9 * MOST), BudgetPolicy.WAIT)
+        (ending,) = await jobs.ended(late)
+    assert ending.job.state == JobState.SUCCEEDED
+
+
+async def noting_a_refusal(pool: Pool) -> bool:
+    """Whether a worker was refused money and cannot go on yet."""
+    row = await pool.fetchrow(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO headrace.budget_refusals%'"
+    )
+    return bool(row and row[0])
+
+
 async def test_a_job_costs_no_more_than_it_may_in_all_its_calls(
     jobs: Jobs, scripted: ScriptedProvider
 ) -> None:

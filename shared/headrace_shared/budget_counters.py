@@ -60,6 +60,7 @@ def read_answer(request: HoldRequest, answer: Sequence[int | bytes], epoch: int)
         NanoUSD(int(held)),
         timedelta(milliseconds=int(ends_in)) if int(ends_in) >= 0 else None,
         BudgetPolicy(cast("bytes", policy).decode()),
+        epoch,
     )
 
 

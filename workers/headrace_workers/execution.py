@@ -88,6 +88,8 @@ class Run(NamedTuple):
     timeouts: Timeouts | None = None
     """Of the call, where they are not its provider's own."""
     held: Held | None = None
+    refused_under: int = 0
+    """The epoch of the counters under which a budget has no room until its window turns."""
     admission: Admission | None = None
     permit: Permit | None = None
     journalled: bool = False

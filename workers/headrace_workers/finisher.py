@@ -23,7 +23,7 @@ from headrace_shared.job import ClaimedJob, JobState
 from headrace_shared.logs import Occasional
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import Retry, Snoozed
-from headrace_shared.store import runs
+from headrace_shared.store import money, runs
 from headrace_shared.store.flights import LEADS_ON
 from headrace_shared.store.pool import UNREACHABLE, Pool
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
@@ -60,6 +60,8 @@ class Finish:
     """None when the same run makes another call."""
     may_lead: bool = False
     """Others may wait for this job's answer."""
+    refused_under: int = 0
+    """The epoch under which a budget had no room until its window turns; 0: none refused it for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +173,27 @@ class Finisher:
             leaders = [one.finish.entry.id for one in batch if one.leads_no_more]
             if leaders:
                 await self._landing.land(leaders)
+            await self._look_again([one for one in batch if one.state and one.finish.refused_under])
         except (DispatchUnavailable, *UNREACHABLE) as error:
             # The ledger has it all. Holds that stay behind here are found by their age, and
             # a Redis that comes back as another one is rebuilt; waiters look for themselves.
             _occasionally.warning("could not release in the dispatch: %s", error)
             self._budgets.distrust()
         return [None] * len(batch)
+
+    async def _look_again(self, refused: Sequence[_Written]) -> None:
+        """Wake jobs whose budget was changed before they were seen to wait for it.
+
+        Asked after their rows say so: whoever changes it later wakes them.
+        """
+        if not refused:
+            return
+        epoch = await money.current_epoch(self._pool)
+        changed = [one.finish.entry.id for one in refused if one.finish.refused_under != epoch]
+        if changed:
+            woken = await money.wake(self._pool, changed)
+            entries = [(Entry(queue, job_id), timedelta(0)) for job_id, queue in woken]
+            await self._dispatch.push(entries, overwrite=True)
 
     async def _correct(self, late: Sequence[JobId]) -> None:
         """Count anew after bills that came late, and let the jobs that they answer end."""

@@ -261,9 +261,10 @@ class Dispatch:
         """Wait until a lane has work, for some time at most."""
         return await self.redis.wait_for([keys.bell(lane) for lane in lanes], timeout.total_seconds())
 
-    async def close_gate(self, gate: Gate, duration: timedelta | None) -> None:
-        """Close a gate for a time, or (None) until it is opened."""
-        await self.redis.evaluate(_CLOSE_GATE, (), [str(gate), milliseconds(duration) if duration else 0])
+    async def close_gate(self, gate: Gate, duration: timedelta | None, *, epoch: int = 0) -> None:
+        """Close a gate for a time, or (None) until it is opened; where an epoch is given, under it alone."""
+        for_ms = milliseconds(duration) if duration else 0
+        await self.redis.evaluate(_CLOSE_GATE, (), [str(gate), for_ms, epoch or ""])
 
     async def open_gate(self, gate: Gate) -> bool:
         """Open a gate; false when it was open."""

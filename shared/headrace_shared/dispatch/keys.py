@@ -70,7 +70,8 @@ MONEY = "headrace:money"
 """HASH: the epoch, the server's run id, the format of it all, the open windows and the budgets."""
 
 OWED = "headrace:owed:"
-"""+ lane:tenant: STRING; the virtual time of a tenant that was served a moment ago and has nothing due."""
+"""+ lane:tenant, or queue name: STRING; the virtual time of a tenant that was served a moment ago and has
+nothing due, and of a queue that is parked for a time."""
 
 PARKED = "headrace:parked"
 """SET of queue names that a closed gate keeps out of `active`."""

@@ -1,7 +1,7 @@
 """Budgets, the epoch of their counters, and what was spent, as the store has them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -107,6 +107,8 @@ class Refused:
     ends_in: timedelta | None
     """When the window turns; None for one that never does."""
     policy: BudgetPolicy
+    epoch: int = field(default=0, compare=False)
+    """Under which counters; 0 without Redis, where limits that change begin none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,11 @@ async def wake_waiters(database: Database, scope: str, *, limit: int) -> list[tu
     """Make jobs due that wait for a budget of a scope, so many at most; return them."""
     rows = await database.fetch(_SQL["wake_waiters"], scope, limit)
     return [(JobId(row["id"]), queue_of(row)) for row in rows]
+
+
+async def wake(database: Database, ids: Sequence[JobId]) -> list[tuple[JobId, Queue]]:
+    """Make those of the jobs due at once that wait for a budget; return them."""
+    return [(JobId(row["id"]), queue_of(row)) for row in await database.fetch(_SQL["wake"], ids)]
 
 
 async def raise_epoch(database: Database) -> int:

@@ -28,6 +28,16 @@ FROM (SELECT id FROM headrace.jobs
 WHERE j.id = waiting.id
 RETURNING j.id, j.lane, j.route, j.tenant;
 
+-- name: wake
+-- The same for jobs that are named, each found by its id.
+WITH m AS MATERIALIZED (
+    SELECT headrace.now() AS now, 'queued' AS queued
+)
+UPDATE headrace.jobs AS j SET run_at = m.now, waiting_for = NULL
+FROM m, (SELECT id FROM headrace.jobs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED) AS named
+WHERE j.id = named.id AND j.state = m.queued AND j.waiting_for = 'budget' AND j.run_at > m.now
+RETURNING j.id, j.lane, j.route, j.tenant;
+
 -- name: raise_epoch
 SELECT headrace.raise_epoch();
 

@@ -111,7 +111,8 @@ class Hold:
             if refused.missing >= amount:
                 is_spent = refused.missing - refused.held_by_others >= amount
                 await self._close_gate(refused, refused.ends_in if is_spent else PAUSE)
-            return run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
+            put_back = run.ended(Snoozed(refused.ends_in, WaitReason.BUDGET))
+            return put_back._replace(refused_under=refused.epoch)
         return run.ended(_exhausted(f"the {refused.kind} budget of {refused.scope}", refused.missing, amount))
 
     async def _close_gate(self, refused: Refused, duration: timedelta) -> None:
@@ -122,7 +123,7 @@ class Hold:
         kind, name = found
         dimension = f"{kind}:{quote(name, safe='')}" if name else kind
         with contextlib.suppress(DispatchUnavailable):
-            await self._dispatch.close_gate(Gate(dimension, GateReason.BUDGET), duration)
+            await self._dispatch.close_gate(Gate(dimension, GateReason.BUDGET), duration, epoch=refused.epoch)
 
 
 def _exhausted(what: str, missing: NanoUSD, amount: NanoUSD) -> Failed:

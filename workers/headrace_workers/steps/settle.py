@@ -79,6 +79,7 @@ class Settle:
             settlement=_settlement(run),
             end=None if onward or within else _end(run, outcome, attempts),
             may_lead=run.job.flight is not None,
+            refused_under=run.refused_under,
         )
         self._count(run, finish)
         if run.held and finish.settlement and run.job.allowance:

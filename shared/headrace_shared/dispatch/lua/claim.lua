@@ -111,17 +111,24 @@ local function charge(queue, lane, count)
     return count * mean
 end
 
-local function take_out(queue, lane)
+local function take_out(queue, lane, wait)
     local tenant = tenant_of(queue)
     local queues = ACTIVE .. lane .. ':' .. tenant
     redis.call('ZREM', queues, queue)
-    if redis.call('EXISTS', queues) == 0 then leave(lane, tenant) end
+    if redis.call('EXISTS', queues) == 0 then leave(lane, tenant, wait) end
 end
 
+-- Many wait for the same moment, and a claim looks at some hundreds of them: they come back in the order
+-- in which it would have been their turn, and not in that of their names.
+local parked = 0
 local function park(queue, lane, till)
-    take_out(queue, lane)
+    local wait = till > 0 and math.min(till - now, 3600000) or 0
+    local virtual = redis.call('ZSCORE', ACTIVE .. lane .. ':' .. tenant_of(queue), queue)
+    if virtual and wait > 0 then redis.call('SET', OWED .. queue, virtual, 'PX', OWED_MS + wait) end
+    take_out(queue, lane, wait)
     redis.call('SADD', PARKED, queue)
-    if till > 0 then redis.call('ZADD', WAITING, till, queue) end
+    parked = parked + 1
+    if till > 0 then redis.call('ZADD', WAITING, string.format('%.3f', till + parked / 1000), queue) end
 end
 
 -- Nothing is due in it any more: it comes back when its next id is.

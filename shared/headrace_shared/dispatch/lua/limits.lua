@@ -131,7 +131,8 @@ local function room(l, now)
         end
     end
     if l.caps.concurrent then
-        local free = math.max(0, math.floor(l.caps.concurrent - l.under_way - waiting))
+        -- Rounded: the last of what fades would keep a place free for seconds that nobody is on his way to.
+        local free = math.max(0, math.floor(l.caps.concurrent - l.under_way - waiting + 0.5))
         if free == 0 then wait = math.max(wait, AHEAD / 4) end
         most = math.min(most, free)
     end

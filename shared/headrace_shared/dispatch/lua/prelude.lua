@@ -82,7 +82,8 @@ end
 -- A slot is worth something even where a call is free: what a job counts for at least, in nano-USD.
 local LEAST = 10000
 
--- What a tenant has had of a lane is remembered for so long when it has nothing due there.
+-- What a tenant has had of a lane is remembered for so long when it has nothing due there, and where it
+-- waits for a limit for so much longer than that.
 local OWED_MS = 10000
 
 -- A tenant that may have a job due joins the others of its lane at the virtual time of the last
@@ -94,11 +95,11 @@ local function join(lane, tenant)
     redis.call('ZADD', TURN .. lane, math.max(floor, owed or floor), tenant)
 end
 
-local function leave(lane, tenant)
+local function leave(lane, tenant, wait)
     local virtual = redis.call('ZSCORE', TURN .. lane, tenant)
     if not virtual then return end
     redis.call('ZREM', TURN .. lane, tenant)
-    redis.call('SET', OWED .. lane .. ':' .. tenant, virtual, 'PX', OWED_MS)
+    redis.call('SET', OWED .. lane .. ':' .. tenant, virtual, 'PX', OWED_MS + (wait or 0))
 end
 
 -- There is room again under a cap: those that stepped aside for it join the others.
@@ -113,14 +114,16 @@ local function bring_back(cap)
     redis.call('DEL', FULL .. cap)
 end
 
--- A queue that may have a job due joins the others of its tenant, beside the one that is next.
--- What is not the name of one joins nothing.
+-- A queue that may have a job due joins the others of its tenant: beside the one that is next or, where it
+-- was parked, at its own place behind that one. What is not the name of one joins nothing.
 local function activate(queue)
     if not is_queue(queue) then return end
     local lane, tenant = lane_of(queue), tenant_of(queue)
     local queues = ACTIVE .. lane .. ':' .. tenant
     local following = redis.call('ZRANGE', queues, 0, 0, 'WITHSCORES')
-    redis.call('ZADD', queues, 'NX', following[2] and number_of(following[2]) or 0, queue)
+    local floor = following[2] and number_of(following[2]) or 0
+    local owed = number_of(redis.call('GETDEL', OWED .. queue) or '')
+    redis.call('ZADD', queues, 'NX', math.max(floor, owed or floor), queue)
     join(lane, tenant)
 end
 
