@@ -10,6 +10,10 @@ from headrace_shared.errors import InvalidRequest
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 JsonObject: TypeAlias = "dict[str, Json]"
 
+# Made once: `json.dumps` makes one for each call that does not have its defaults.
+_COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
 
 def is_table(value: object) -> TypeGuard[dict[str, object]]:
     """Say whether a value that was read from JSON or TOML is an object."""
@@ -24,7 +28,7 @@ def write_json(value: object) -> bytes:
 
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(value).encode()
     except UnicodeEncodeError:
         raise InvalidRequest(field="body", reason=_SURROGATE) from None
     except (TypeError, ValueError) as error:
@@ -46,8 +50,7 @@ def canonical_json(value: Json) -> bytes:
 
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
-        return text.encode()
+        return _CANONICAL.encode(value).encode()
     except UnicodeEncodeError:
         raise InvalidRequest(field="body", reason=_SURROGATE) from None
     except ValueError:

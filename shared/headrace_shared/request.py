@@ -13,6 +13,7 @@ from headrace_shared.request_bounds import Endpoint, check_bounded, input_bound,
 
 __all__ = [
     "ENDPOINTS",
+    "CheckedDocument",
     "CheckedInput",
     "CheckedRequest",
     "Endpoint",
@@ -27,19 +28,27 @@ ENDPOINTS: tuple[Endpoint, ...] = tuple(Endpoint)
 
 MAX_MODEL_LENGTH = 200
 
+_NUL = rb"\u0000"
+
 
 @dataclass(frozen=True, slots=True)
-class CheckedRequest:
-    """A request that may become a job."""
+class CheckedDocument:
+    """A request that could become a job."""
 
     endpoint: Endpoint
     model: str
     body: bytes
     """UTF-8 JSON: the caller's own bytes where it handed in bytes."""
-    digest: bytes
-    """SHA-256 over the endpoint and the body, the same for any order of keys."""
     repeatable: bool
     """Whether the same answer is expected each time it is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRequest(CheckedDocument):
+    """A request that may become a job."""
+
+    digest: bytes
+    """SHA-256 over the endpoint and the body, the same for any order of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +79,12 @@ def check_request(
 
     """
     known = _find_endpoint(endpoint)
-    return _checked(known, *_read(known, body, max_body_bytes))
+    encoded, document, digest = _read(known, body, max_body_bytes)
+    model, repeatable = _check(known, document)
+    return CheckedRequest(known, model, encoded, repeatable, digest)
 
 
-def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) -> CheckedRequest:
+def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) -> CheckedDocument:
     """Check a request that was read from JSON before, as `check_request` would.
 
     Raises:
@@ -85,16 +96,19 @@ def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) 
     encoded = write_json(document)
     if len(encoded) > max_body_bytes:
         raise BodyTooLarge(size=len(encoded), limit=max_body_bytes)
-    return _checked(known, encoded, document, _digest(known, document))
+    if _NUL in encoded:
+        refuse_nul(document)
+    model, repeatable = _check(known, document)
+    return CheckedDocument(known, model, encoded, repeatable)
 
 
-def _checked(known: Endpoint, encoded: bytes, document: JsonObject, digest: bytes) -> CheckedRequest:
+def _check(known: Endpoint, document: JsonObject) -> tuple[str, bool]:
+    """Return a request's model, and whether the same answer is expected each time it is asked."""
     model = _check_model(document.get("model"))
     _check_delivery(document)
     _check_content(known, document)
     check_bounded(known, document)
-    repeatable = _is_repeatable(known, document)
-    return CheckedRequest(endpoint=known, model=model, body=encoded, digest=digest, repeatable=repeatable)
+    return model, _is_repeatable(known, document)
 
 
 def check_input(
@@ -128,7 +142,7 @@ def _read(
 
 def _digest(endpoint: str, document: JsonObject) -> bytes:
     canonical = canonical_json(document)
-    if b"\\u0000" in canonical:
+    if _NUL in canonical:
         refuse_nul(document)
     return hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
 

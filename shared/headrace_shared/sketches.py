@@ -6,6 +6,7 @@ Lengths are counted in buckets that grow with the number, 32 to each doubling: a
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from headrace_shared.usage import Usage
 
@@ -16,8 +17,7 @@ _FINE_BITS = _FINE.bit_length() - 1
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SketchKey:
+class SketchKey(NamedTuple):
     """A template's answers by one model; with the template '' all of the model's."""
 
     provider: str

@@ -9,9 +9,10 @@ but have never been seen, are alike in a way that nobody knows, and are not aver
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import NamedTuple
 
 from headrace_shared.ids import RouteName
 from headrace_shared.money import ZERO, NanoUSD
@@ -56,8 +57,7 @@ class Quote:
         return self.requests - self.known_by_template - self.known_by_model
 
 
-@dataclass(frozen=True, slots=True)
-class Alike:
+class Alike(NamedTuple):
     """What requests must have in common to be counted together."""
 
     route: RouteName
@@ -206,10 +206,11 @@ class Sums:
         return NanoUSD(min(self._most, self._fixed + math.ceil(variable)))
 
 
-def keys_of(alike: Alike, price: Price) -> tuple[SketchKey, ...]:
-    """Return where a request's like may be known, the closest first."""
+def keys_of(alike: Alike, price: Price) -> Iterator[SketchKey]:
+    """Go through where a request's like may be known, the closest first."""
     provider, model = price.target.provider, price.target.model
-    return tuple(SketchKey(provider, model, template) for template in (*alike.templates, ""))
+    for template in (*alike.templates, ""):
+        yield SketchKey(provider, model, template)
 
 
 def _per_token(price: Price, prompt_tokens: int) -> float:

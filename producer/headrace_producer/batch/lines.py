@@ -11,7 +11,7 @@ from headrace_producer.in_force import Snapshot
 from headrace_shared.errors import InvalidInput, InvalidRequest
 from headrace_shared.ids import RouteName
 from headrace_shared.jsonvalue import Json, JsonObject, read_object
-from headrace_shared.request import CheckedRequest, check_document
+from headrace_shared.request import CheckedDocument, check_document
 
 MAX_CUSTOM_ID_LENGTH = 512
 
@@ -38,7 +38,7 @@ class BatchRequest:
 
     line: int
     custom_id: str
-    checked: CheckedRequest
+    checked: CheckedDocument
     document: JsonObject
     """The body, read."""
     route: RouteName

@@ -1,16 +1,20 @@
 """What a file will cost: at most, and by what answers to its templates were like before."""
 
+import heapq
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TypeAlias
 
-from headrace_producer.batch.expecting import Alike, Group, Quote, Sums, keys_of
+from headrace_producer.batch.expecting import Alike, Group, Quote, Sums
 from headrace_producer.batch.lines import BatchRequest
 from headrace_producer.in_force import Snapshot
 from headrace_shared.fingerprints import fingerprints
 from headrace_shared.ids import RouteName
 from headrace_shared.prices import Price
 from headrace_shared.request_bounds import input_bound, output_bound
+from headrace_shared.routes import Target
 from headrace_shared.sketches import Sketch, SketchKey
 
 Seen: TypeAlias = Callable[[Collection[SketchKey]], Awaitable[Mapping[SketchKey, Sketch]]]
@@ -60,11 +64,15 @@ class Quoter:
         return sums.quote()
 
     def _keys(self) -> list[SketchKey]:
-        counts: dict[SketchKey, int] = {}
+        """Return where to look, the most wanted first: in what order does not matter else."""
+        counts: dict[Target, Counter[str]] = {}
         for alike, group in self._groups.items():
-            for key in keys_of(alike, self._prices_of(alike.route)[0]):
-                counts[key] = counts.get(key, 0) + group.requests
-        return sorted(counts, key=lambda key: counts[key], reverse=True)[:MOST_ASKED]
+            counted = counts.setdefault(self._prices_of(alike.route)[0].target, Counter())
+            for template in (*alike.templates, ""):
+                counted[template] += group.requests
+        wanted = ((count, target, name) for target, found in counts.items() for name, count in found.items())
+        most = heapq.nlargest(MOST_ASKED, wanted, key=itemgetter(0))
+        return [SketchKey(target.provider, target.model, template) for _, target, template in most]
 
     def _prices_of(self, route: RouteName) -> tuple[Price, ...]:
         found = self._prices.get(route)
