@@ -128,6 +128,17 @@ class LimitIsReached:
 
 
 @dataclass(frozen=True, slots=True)
+class CapIsReached:
+    """As many jobs run under a cap as may."""
+
+    code: ClassVar = "cap"
+    scope: str
+    """`tenant:NAME` or `key:NAME`."""
+    running: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunsAlone:
     """Its runs lost their workers: it runs in a process of its own, one at a time."""
 
@@ -174,6 +185,7 @@ Reason: TypeAlias = (
     | BreakerIsOpen
     | BudgetIsSpent
     | LimitIsReached
+    | CapIsReached
     | RunsAlone
     | WaitsItsTurn
     | WaitsForASlot
@@ -205,6 +217,8 @@ def words_of(reason: Reason) -> str:  # noqa: C901, PLR0911, PLR0912 - one case 
         case LimitIsReached(dimension, left):
             end = "" if left is None else f"; it goes on in {_soon(left)}"
             return f"waits for the limit of {_name_of(dimension)}{end}"
+        case CapIsReached(scope, running, most):
+            return f"waits for a job of {scope} to end: {running:,} run of at most {most:,}"
         case RunsAlone(crashes):
             return f"waits for a process of its own, because {crashes} of its runs lost their worker"
         case WaitsItsTurn(before, running, slots, left):

@@ -13,6 +13,7 @@ from headrace_producer.in_force import Snapshot, read_snapshot
 from headrace_producer.reasons import (
     BreakerIsOpen,
     BudgetIsSpent,
+    CapIsReached,
     HasEnded,
     IsNext,
     IsPaused,
@@ -34,7 +35,7 @@ from headrace_shared.dispatch.dispatch import ClosedGate, Dispatch, GateReason, 
 from headrace_shared.errors import DispatchUnavailable, InvalidInput, JobNotFound
 from headrace_shared.handlers import handler_of, public_lane
 from headrace_shared.ids import JobId, WorkerId
-from headrace_shared.job import Job, JobState, Queue
+from headrace_shared.job import Job, JobState
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import WaitReason
 from headrace_shared.pauses import gate_of_scope, paused_target
@@ -81,7 +82,7 @@ def _left(reason: Reason) -> timedelta | None:
             return reason.left
         case RanOutOfTime() | IsNext():
             return timedelta(0)
-        case HasEnded() | IsRunning() | NobodyServes() | RunsAlone() | WaitsForASlot():
+        case HasEnded() | IsRunning() | NobodyServes() | RunsAlone() | CapIsReached() | WaitsForASlot():
             return None
         case _:
             assert_never(reason)
@@ -133,7 +134,7 @@ class _Look:
         self._redis = redis
         self._job = job
         self._now = run.now
-        self._queue = Queue(job.lane, job.route, job.tenant)
+        self._queue = job.queue
         self._unknown: str | None = None
 
     async def look(self) -> Why:
@@ -145,6 +146,7 @@ class _Look:
             *await self._gates(snapshot),
             *await self._budgets(snapshot),
             *await self._workers(),
+            *await self._caps(snapshot),
         ]
         if not found:
             found = [await self._turn()]
@@ -262,6 +264,21 @@ class _Look:
         if job.crashes >= _SUSPECT:
             found.append(RunsAlone(job.crashes))
         return found
+
+    async def _caps(self, snapshot: Snapshot) -> list[Reason]:
+        """Return the caps of its tenant and its API key under which as many jobs run as may."""
+        job = self._job
+        terms = snapshot.configuration.terms(snapshot.version)
+        of_tenant, of_key = terms.concurrent.get(job.tenant), terms.keys.get(job.api_key or "")
+        if of_tenant is None and of_key is None:
+            return []
+        running = await waits.running_under(self._connection, job)
+        caps = ((f"tenant:{job.tenant}", of_tenant), (f"key:{job.api_key}", of_key))
+        return [
+            CapIsReached(scope, count, most)
+            for (scope, most), count in zip(caps, running, strict=True)
+            if most is not None and count >= most
+        ]
 
     async def _turn(self) -> Reason:
         before = await waits.place_of(self._connection, self._job)

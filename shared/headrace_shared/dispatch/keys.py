@@ -1,7 +1,8 @@
 """Every key that Headrace has in Redis, and what it holds. All of it can be lost.
 
 A queue's name is `<lane>:<route>:<tenant>`, route and tenant percent-encoded, so that a colon in
-a model's name never splits it (a lane's name has none). Keys carry no hash tags: one server, or one shard.
+a model's name never splits it (a lane's name has none); one of jobs that came with an API key ends in a slash
+and its name, the slash encoded too. Keys carry no hash tags: one server, or one shard.
 """
 
 from urllib.parse import quote, unquote
@@ -42,7 +43,8 @@ FEEDER_BELL = "headrace:bell-feeder"
 """LIST; a token wakes the feeder."""
 
 FULL = "headrace:full:"
-"""+ name of a cap: SET of `lane:tenant` that wait until one of its jobs ends."""
+"""+ name of a cap: SET of `lane:tenant`, or for a key's of queue names, that wait until one of its jobs
+ends."""
 
 GATES = "headrace:gates"
 """HASH: `<dimension>|<reason>` -> milliseconds until it opens by itself, 0 for never."""
@@ -87,7 +89,8 @@ QUEUE = "headrace:queue:"
 RETRIES = "headrace:retries:"
 """+ provider: HASH of the fleet's successes and retries, in the slices of a rolling window."""
 RUNNING = "headrace:running:"
-"""+ name of a cap (`tenant:NAME`): ZSET of the ids that run under it by the millisecond their lease ends."""
+"""+ name of a cap (`tenant:NAME` or `key:NAME`): ZSET of the ids that run under it by the millisecond their
+lease ends."""
 
 SPENT = "headrace:spent"
 """HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD; `epoch` as in `headrace:money`."""
@@ -103,7 +106,8 @@ WAITING = "headrace:waiting"
 
 
 def queue_name(queue: Queue) -> str:
-    return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(queue.tenant, safe='')}"
+    owner = queue.tenant if queue.key is None else f"{queue.tenant}/{queue.key}"
+    return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(owner, safe='')}"
 
 
 def parse_queue_name(name: str) -> Queue | None:
@@ -111,7 +115,8 @@ def parse_queue_name(name: str) -> Queue | None:
     parts = name.split(":")
     if len(parts) != 3:  # noqa: PLR2004
         return None
-    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(unquote(parts[2])))
+    tenant, slash, key = unquote(parts[2]).partition("/")
+    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(tenant), key if slash else None)
     return queue if queue_name(queue) == name else None
 
 

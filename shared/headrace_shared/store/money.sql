@@ -26,7 +26,7 @@ FROM (SELECT id FROM headrace.jobs
                 WHEN 'batch' THEN batch_id = substr($1, 7)::uuid WHEN 'tag' THEN substr($1, 5) = ANY(tags) END
       ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) AS waiting
 WHERE j.id = waiting.id
-RETURNING j.id, j.lane, j.route, j.tenant;
+RETURNING j.id, j.lane, j.route, j.tenant, j.api_key;
 
 -- name: raise_epoch
 SELECT headrace.raise_epoch();

@@ -60,17 +60,34 @@ local function lane_of(queue)
     return string.match(queue, '^[^:]*')
 end
 
+-- A slash, as it is encoded in names, parts the tenant from the API key that jobs of a queue came with.
+local KEYED = '%2F'
+
 local function tenant_of(queue)
-    return string.match(queue, '[^:]*$')
+    local owner = string.match(queue, '[^:]*$')
+    local slash = string.find(owner, KEYED, 1, true)
+    return slash and string.sub(owner, 1, slash - 1) or owner
 end
 
--- The name of the cap under which a tenant's jobs run; there may be caps of other names.
+local function key_of(queue)
+    local slash = string.find(queue, KEYED, (string.find(queue, '[^:]*$')), true)
+    return slash and string.sub(queue, slash + #KEYED)
+end
+
+-- The name of the cap under which a tenant's jobs run; the jobs of an API key run under another.
 local function cap_of(tenant)
     return 'tenant:' .. tenant
 end
 
+-- The caps under which the jobs of a queue run.
+local function caps_of(queue)
+    local key = key_of(queue)
+    return cap_of(tenant_of(queue)), key and 'key:' .. key
+end
+
 local function is_queue(name)
     return #name < 10000 and string.find(name, '^[^:]+:[^:]+:[^:]+$') ~= nil
+        and not string.find(name, ':' .. KEYED, 1, true)
 end
 
 local function ring(bell)
@@ -101,18 +118,6 @@ local function leave(lane, tenant)
     redis.call('SET', OWED .. lane .. ':' .. tenant, virtual, 'PX', OWED_MS)
 end
 
--- There is room again under a cap: those that stepped aside for it join the others.
-local function bring_back(cap)
-    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
-        local lane, tenant = string.match(place, '^([^:]+):([^:]+)$')
-        if lane then
-            join(lane, tenant)
-            ring(BELL .. lane)
-        end
-    end
-    redis.call('DEL', FULL .. cap)
-end
-
 -- A queue that may have a job due joins the others of its tenant, beside the one that is next.
 -- What is not the name of one joins nothing.
 local function activate(queue)
@@ -122,6 +127,17 @@ local function activate(queue)
     local following = redis.call('ZRANGE', queues, 0, 0, 'WITHSCORES')
     redis.call('ZADD', queues, 'NX', following[2] and number_of(following[2]) or 0, queue)
     join(lane, tenant)
+end
+
+-- There is room again under a cap: those that stepped aside for it join the others, tenants in their lanes
+-- for a tenant's, queues for a key's.
+local function bring_back(cap)
+    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
+        local lane, tenant = string.match(place, '^([^:]+):([^:]+)$')
+        if lane then join(lane, tenant) else activate(place) end
+        if lane or is_queue(place) then ring(BELL .. lane_of(place)) end
+    end
+    redis.call('DEL', FULL .. cap)
 end
 
 -- What the jobs of a queue cost: the mean of one (nil: none has ended), and what those that are out were
