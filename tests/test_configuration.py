@@ -91,7 +91,8 @@ def test_what_a_file_says_is_what_is_handed_out() -> None:
     assert configuration.prices["groq/llama/8b"].input == Decimal("0.05")
     assert configuration.limits["openai/gpt-4o-mini"].concurrent == 50
     assert configuration.lane_weights() == {"interactive": 8, "default": 4, "batch": 2, "urgent": 16}
-    assert configuration.terms(7) == Terms(7, {Tenant("acme"): 3}, {Tenant("Big_Co.2"): 20}, {"Nightly.CI": 2})
+    caps = {Tenant("Big_Co.2"): 20}, {"Nightly.CI": 2}
+    assert configuration.terms(7) == Terms(7, {Tenant("acme"): 3}, *caps)
     assert configuration.retry_policy().initial == timedelta(milliseconds=500)
     assert configuration.retry_policy().maximum == timedelta(seconds=30)
     assert configuration.breaker_policy().failure_rate == 0.25

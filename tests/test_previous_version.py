@@ -83,8 +83,10 @@ async def test_a_worker_of_the_version_before_runs_the_jobs_of_this_one(
     jobs = Jobs(pool, dispatch)
     async with worker(HEADRACE, environment={"PYTHONPATH": previous}) as process:
         sent = [
-            await headrace.enqueue("/v1/chat/completions", BODY, webhook="https://example.com/hook")
-            for _ in range(20)
+            await headrace.enqueue(
+                "/v1/chat/completions", BODY, webhook="https://example.com/hook", api_key=key
+            )
+            for key in [None, "ci"] * 10
         ]
         endings = await jobs.ended([job.id for job in sent], within=PATIENCE)
         process.terminate()

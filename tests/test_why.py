@@ -11,6 +11,7 @@ from headrace_producer import Headrace
 from headrace_producer.reasons import (
     BreakerIsOpen,
     BudgetIsSpent,
+    CapIsReached,
     HasEnded,
     IsNext,
     IsPaused,
@@ -255,6 +256,29 @@ async def test_a_limit_that_keeps_its_queue_back_says_until_when(
     assert reason.dimension == f"route:{MODEL}"
     assert f"waits for the limit of model:{MODEL}; it goes on in" in (await ask(job_id)).sentence
     assert timedelta(0) < (reason.left or timedelta(0)) <= MINUTE
+
+
+async def test_a_full_cap_says_whose_it_is_and_how_many_run(
+    worker: WorkerId, pool: Pool, jobs: Jobs, ask: Ask
+) -> None:
+    await jobs.configure({"tenants": {TENANT: {"concurrent": 3}}, "keys": {"ci": {"concurrent": 2}}})
+    ids = sorted(await jobs.add(3, api_key="ci"))
+    [plain] = await jobs.add()
+    await claims.claim_jobs(pool, ids[:1], worker, MINUTE)
+    assert await ask.one(ids[2]) == WaitsItsTurn(1, 1, 2, None)
+    await claims.claim_jobs(pool, ids[1:2], worker, MINUTE)
+    why = await ask(ids[2])
+    assert why.reasons == (CapIsReached("key:ci", 2, 2),)
+    assert why.sentence == f"Job {ids[2]} waits for a job of key:ci to end: 2 of at most 2 run."
+    assert why.expected is None
+    assert await ask.one(plain) == WaitsForASlot(2, 2)
+    others = sorted(await jobs.add(2, api_key="other"))
+    await claims.claim_jobs(pool, others[:1], worker, MINUTE)
+    assert (await ask(ids[2])).reasons == (
+        CapIsReached(f"tenant:{TENANT}", 3, 3),
+        CapIsReached("key:ci", 2, 2),
+    )
+    assert await ask.one(others[1]) == CapIsReached(f"tenant:{TENANT}", 3, 3)
 
 
 async def test_several_reasons_are_all_said_and_the_last_to_end_is_expected(

@@ -218,7 +218,7 @@ def words_of(reason: Reason) -> str:  # noqa: C901, PLR0911, PLR0912 - one case 
             end = "" if left is None else f"; it goes on in {_soon(left)}"
             return f"waits for the limit of {_name_of(dimension)}{end}"
         case CapIsReached(scope, running, most):
-            return f"waits for a job of {scope} to end: {running:,} run of at most {most:,}"
+            return f"waits for a job of {scope} to end: {running:,} of at most {most:,} run"
         case RunsAlone(crashes):
             return f"waits for a process of its own, because {crashes} of its runs lost their worker"
         case WaitsItsTurn(before, running, slots, left):

@@ -115,9 +115,9 @@ def parse_queue_name(name: str) -> Queue | None:
     parts = name.split(":")
     if len(parts) != 3:  # noqa: PLR2004
         return None
-    tenant, slash, key = unquote(parts[2]).partition("/")
-    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(tenant), key if slash else None)
-    return queue if queue_name(queue) == name else None
+    tenant, _, key = unquote(parts[2]).partition("/")
+    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(tenant), key or None)
+    return queue if tenant and queue_name(queue) == name else None
 
 
 def ended(job_id: JobId) -> str:

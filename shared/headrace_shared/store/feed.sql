@@ -12,9 +12,12 @@ WITH RECURSIVE queue AS (
                                      > (queue.lane, queue.route, queue.tenant, queue.key)
         ORDER BY j.lane, j.route, j.tenant, coalesce(j.api_key, '') LIMIT 1) AS following
 )
-SELECT lane, route, tenant, nullif(key, '') AS api_key FROM queue WHERE EXISTS (
+SELECT lane, route, tenant, nullif(key, '') AS api_key FROM queue,
+-- Limited, so that it is looked for in the index queue by queue, whatever the planner takes a backlog for.
+LATERAL (
     SELECT FROM headrace.jobs j WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route
-        AND j.tenant = queue.tenant AND coalesce(j.api_key, '') = queue.key AND j.run_at <= headrace.now());
+        AND j.tenant = queue.tenant AND coalesce(j.api_key, '') = queue.key AND j.run_at <= headrace.now()
+    LIMIT 1) AS due;
 
 -- name: due_jobs
 -- The heads of queues, by each queue's place in the arrays: what their windows in Redis should hold.
