@@ -63,14 +63,15 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
     return Jobs(pool, dispatch)
 
 
-@pytest.mark.parametrize("name", ["ci", "a/b", "a%2Fb", "a:b", "ü", "%"])
+@pytest.mark.parametrize("name", ["ci", "a/b", "a%00b", "a:b", "ü", "%"])
 def test_the_name_of_a_queue_says_its_key(name: str) -> None:
     for of in (queue(name), queue(None), queue(name, lane=Lane("x@y"), route="o/4|x:1/2")):
         assert keys.parse_queue_name(keys.queue_name(of)) == of
 
 
 @pytest.mark.parametrize(
-    "name", ["l:r:t/k", "l:r:t%2F", "l:r:t%2fk", "l:r:%2Fk", "l:r:%2F", "l:r:t%2Fk:x", "l:r:t%2F\x00", "l:r:"]
+    "name",
+    ["l:r:t\0k", "l:r:t%00", "l:r:t%00k%2f", "l:r:%00k", "l:r:%00", "l:r:t%00k:x", "l:r:t%00\0", "l:r:"],
 )
 async def test_what_is_no_name_of_a_queue_is_none(dispatch: Dispatch, name: str) -> None:
     assert keys.parse_queue_name(name) is None
@@ -206,6 +207,19 @@ async def test_a_key_costs_a_claim_and_an_end_the_same_for_one_job_and_for_many(
     assert 0 < more[0] == more[1] < 8
 
 
+async def test_queues_of_full_keys_cost_a_claim_nothing(dispatch: Dispatch) -> None:
+    full = [f"full-{number}" for number in range(300)]
+    said = Terms(1, {}, {}, dict.fromkeys(full, 1))
+    for key in full:
+        await push(dispatch, queue(key), 2)
+    while await claim(dispatch, said, 100):
+        pass
+    (mine,) = await push(dispatch, queue(None))
+    before = await commands_of(dispatch.redis)
+    assert await claim(dispatch, said) == [mine]
+    assert await commands_of(dispatch.redis) - before < 100
+
+
 async def commands_of(redis: Redis) -> int:
     stats = await redis.evaluate(script("return redis.call('INFO', 'commandstats')"))
     assert isinstance(stats, bytes)
@@ -321,8 +335,8 @@ async def test_a_queue_that_the_version_before_keeps_elsewhere_is_moved(dispatch
         "redis.call('DEL', KEYS[1], KEYS[2])"
         " redis.call('ZADD', KEYS[3], 0, ARGV[1]) redis.call('ZADD', KEYS[2], 0, ARGV[2])"
     )
-    places = [f"{keys.ACTIVE}{LANE}:a", keys.TURN + LANE, f"{keys.ACTIVE}{LANE}:a%2Fci"]
-    await dispatch.redis.evaluate(moved, places, [name, "a%2Fci"])
+    places = [f"{keys.ACTIVE}{LANE}:a", keys.TURN + LANE, f"{keys.ACTIVE}{LANE}:a%00ci"]
+    await dispatch.redis.evaluate(moved, places, [name, "a%00ci"])
     found = await dispatch.claim(5, LANES, LEASE, LEASE, terms=caps(ci=1))
     assert (found.entries, found.foreign) == ([mine], 0)
 

@@ -1,8 +1,9 @@
 """Every key that Headrace has in Redis, and what it holds. All of it can be lost.
 
 A queue's name is `<lane>:<route>:<tenant>`, route and tenant percent-encoded, so that a colon in
-a model's name never splits it (a lane's name has none); one of jobs that came with an API key ends in a slash
-and its name, the slash encoded too. Keys carry no hash tags: one server, or one shard.
+a model's name never splits it (a lane's name has none). One of jobs that came with an API key ends in `%00`
+and the key's name: the store keeps no text with that character, and a version that knows no queues of keys
+reads it as part of the tenant. Keys carry no hash tags: one server, or one shard.
 """
 
 from urllib.parse import quote, unquote
@@ -105,8 +106,11 @@ WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, or its gate opens."""
 
 
+_KEYED = "\0"
+
+
 def queue_name(queue: Queue) -> str:
-    owner = queue.tenant if queue.key is None else f"{queue.tenant}/{queue.key}"
+    owner = queue.tenant if queue.key is None else f"{queue.tenant}{_KEYED}{queue.key}"
     return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(owner, safe='')}"
 
 
@@ -115,7 +119,7 @@ def parse_queue_name(name: str) -> Queue | None:
     parts = name.split(":")
     if len(parts) != 3:  # noqa: PLR2004
         return None
-    tenant, _, key = unquote(parts[2]).partition("/")
+    tenant, _, key = unquote(parts[2]).partition(_KEYED)
     queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(tenant), key or None)
     return queue if tenant and queue_name(queue) == name else None
 

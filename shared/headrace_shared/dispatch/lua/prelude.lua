@@ -60,18 +60,18 @@ local function lane_of(queue)
     return string.match(queue, '^[^:]*')
 end
 
--- A slash, as it is encoded in names, parts the tenant from the API key that jobs of a queue came with.
-local KEYED = '%2F'
+-- What is between the tenant and the API key that jobs of a queue came with (keys.py).
+local KEYED = '%00'
 
 local function tenant_of(queue)
     local owner = string.match(queue, '[^:]*$')
-    local slash = string.find(owner, KEYED, 1, true)
-    return slash and string.sub(owner, 1, slash - 1) or owner
+    local mark = string.find(owner, KEYED, 1, true)
+    return mark and string.sub(owner, 1, mark - 1) or owner
 end
 
 local function key_of(queue)
-    local slash = string.find(queue, KEYED, (string.find(queue, '[^:]*$')), true)
-    return slash and string.sub(queue, slash + #KEYED)
+    local mark = string.find(queue, KEYED, (string.find(queue, '[^:]*$')), true)
+    return mark and string.sub(queue, mark + #KEYED)
 end
 
 -- The name of the cap under which a tenant's jobs run; the jobs of an API key run under another.
@@ -87,7 +87,6 @@ end
 
 local function is_queue(name)
     return #name < 10000 and string.find(name, '^[^:]+:[^:]+:[^:]+$') ~= nil
-        and not string.find(name, ':' .. KEYED, 1, true)
 end
 
 local function ring(bell)
