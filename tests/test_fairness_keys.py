@@ -15,10 +15,11 @@ from headrace_shared.job import JobState, Queue
 from headrace_shared.policy import NO_TERMS, Terms
 from headrace_shared.store import claims, feed
 from headrace_shared.store.pool import Pool
+from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.clock import Clock, script
 from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider
-from headrace_shared.testing.simulated_provider import Behaviour, SimulatedProvider
+from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_shared.testing.spending import flush
 from headrace_workers.feeder import Feeder
 from headrace_workers.testing import running_worker
