@@ -183,22 +183,23 @@ async def test_a_soft_budget_stops_nobody(jobs: Jobs, budgets: Budgets, scripted
     assert (view.state.scope, view.state.settled) == ("key:ci", 3 * DEAR)
 
 
+@pytest.mark.parametrize(("scope", "gate"), [("model:dear", "route:dear"), ("key:ci", "key:ci")])
 async def test_a_spent_scope_closes_the_gate_of_its_own_queues_and_no_other(
-    jobs: Jobs, budgets: Budgets, redis: Redis, scripted: ScriptedProvider
+    jobs: Jobs, budgets: Budgets, redis: Redis, scripted: ScriptedProvider, *, scope: str, gate: str
 ) -> None:
-    await budgets.set("model:dear", WindowKind.DAY, limit(MOST), BudgetPolicy.WAIT)
+    await budgets.set(scope, WindowKind.DAY, limit(MOST), BudgetPolicy.WAIT)
     scripted.script(completion(completion_tokens=MOST))
     async with running_worker():
-        await jobs.ended(await jobs.add(1, model="dear", body=BODY))
-        (waiting,) = await jobs.add(1, model="dear", body=BODY)
+        await jobs.ended(await jobs.add(1, model="dear", api_key="ci", body=BODY))
+        (waiting,) = await jobs.add(1, model="dear", api_key="ci", body=BODY)
         await jobs.until(waiting, lambda row: row["waiting_for"] == WaitReason.BUDGET)
-        assert list(await redis.hash(keys.GATES)) == ["route:dear|budget"]
+        assert list(await redis.hash(keys.GATES)) == [f"{gate}|budget"]
         (ending,) = await jobs.ended(await jobs.add(1, model="cheap", body=BODY))
         assert ending.job.state == JobState.SUCCEEDED
-        untouched = await jobs.add(20, model="dear", body=BODY)
+        untouched = await jobs.add(20, model="dear", api_key="ci", body=BODY)
         await jobs.ended(await jobs.add(1, model="cheap", body=BODY))
         assert {(await jobs.row(job_id))["run"] for job_id in untouched} == {0}
-        await budgets.set("model:dear", WindowKind.DAY, limit(22 * MOST), BudgetPolicy.WAIT)
+        await budgets.set(scope, WindowKind.DAY, limit(22 * MOST), BudgetPolicy.WAIT)
         endings = await jobs.ended([waiting, *untouched])
     assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
 

@@ -51,6 +51,9 @@ weight = 3
 [tenants."Big_Co.2"]
 concurrent = 20
 
+[keys."Nightly.CI"]
+concurrent = 2
+
 [retries]
 initial = "500ms"
 maximum = 30
@@ -94,7 +97,8 @@ def test_what_a_file_says_is_what_is_handed_out() -> None:
     assert configuration.prices["groq/llama/8b"].input == Decimal("0.05")
     assert configuration.limits["openai/gpt-4o-mini"].concurrent == 50
     assert configuration.lane_weights() == {"interactive": 8, "default": 4, "batch": 2, "urgent": 16}
-    assert configuration.terms(7) == Terms(7, {Tenant("acme"): 3}, {Tenant("Big_Co.2"): 20})
+    caps = {Tenant("Big_Co.2"): 20}, {"Nightly.CI": 2}
+    assert configuration.terms(7) == Terms(7, {Tenant("acme"): 3}, *caps)
     assert configuration.retry_policy().initial == timedelta(milliseconds=500)
     assert configuration.retry_policy().maximum == timedelta(seconds=30)
     assert configuration.breaker_policy().failure_rate == 0.25
@@ -149,6 +153,10 @@ def test_another_provider_never_gets_the_key_of_openai() -> None:
         ),
         ("[tenants.acme]\nconcurrent = 0", r"tenants\.acme\.concurrent: must be"),
         ('[tenants."a b"]', r"tenants\..*: must be 1 to 64 letters"),
+        ("[keys.ci]", r"keys\.ci\.concurrent: is missing"),
+        ("[keys.ci]\nconcurrent = 0", r"keys\.ci\.concurrent: must be"),
+        ("[keys.ci]\nconcurent = 1", r"keys\.ci\.concurent: unknown key \(did you mean concurrent"),
+        ('[keys."a/b"]\nconcurrent = 1', r"keys\..*: must be 1 to 64 letters"),
         ("[provider.openai]", r"provider: unknown key \(did you mean providers"),
         (
             '[routes.a]\ntargets = [{ provider = "openai", modle = "m" }]',

@@ -31,6 +31,7 @@ from headrace_workers.worker import Worker
 pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
 
 QUEUE = keys.queue_name(Queue(LANE, RouteName(MODEL), TENANT))
+KEYED = keys.queue_name(Queue(LANE, RouteName(MODEL), TENANT, "ci"))
 NAMES = {
     keys.QUEUE + QUEUE: (QUEUE,),
     keys.QUEUE + "no name of a queue": ("x",),
@@ -38,9 +39,12 @@ NAMES = {
     keys.TURN + LANE: (TENANT,),
     keys.RUNNING + "tenant:" + TENANT: ("x",),
     keys.FULL + "tenant:" + TENANT: (f"{LANE}:{TENANT}",),
+    keys.QUEUE + KEYED: (KEYED,),
+    keys.RUNNING + "key:ci": ("x",),
+    keys.FULL + "key:ci": (KEYED, f"{LANE}:{TENANT}"),
     keys.OWED + LANE + ":" + TENANT: ("1",),
     keys.COST + QUEUE: ("1",),
-    keys.TENANTS: ("version", f"weight|{TENANT}", f"concurrent|tenant:{TENANT}"),
+    keys.TENANTS: ("version", f"weight|{TENANT}", f"concurrent|tenant:{TENANT}", "concurrent|key:ci"),
     keys.ACTIVE + "no lane": (QUEUE,),
     keys.BELL + LANE: ("1",),
     keys.CLOCK: ("1",),
@@ -141,7 +145,7 @@ class Shop:
     async def goes_on(self) -> None:
         """Jobs are done, each called once, and the counters say what the ledger says."""
         before = self.provider.books.total.requests
-        ids = await self.jobs.add(3)
+        ids = [*await self.jobs.add(2), *await self.jobs.add(1, api_key="ci")]
         endings = await self.jobs.ended(ids)
         assert [ending.job.state for ending in endings] == [JobState.SUCCEEDED] * 3
         assert self.provider.books.total.requests - before == 3

@@ -20,9 +20,9 @@ LEASE = timedelta(minutes=10)
 PROBE = timedelta(seconds=20)
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
-BEHIND = Queue(Lane("batch"), RouteName("org/gpt:4 o"), Tenant("a|b: c"))
+BEHIND = Queue(Lane("batch"), RouteName("org/gpt:4 o"), Tenant("a|b: c"), "d|e")
 BESIDE = Queue(Lane("default"), RouteName("gpt-4o"), Tenant("acme"))
-DIMENSIONS = ["lane:batch", "route:org%2Fgpt%3A4%20o", "tenant:a%7Cb%3A%20c"]
+DIMENSIONS = ["lane:batch", "route:org%2Fgpt%3A4%20o", "tenant:a%7Cb%3A%20c", "key:d%7Ce"]
 
 
 async def push(dispatch: Dispatch, queue: Queue, count: int = 1) -> list[Entry]:

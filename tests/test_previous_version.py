@@ -16,9 +16,10 @@ from worker_processes import HEADRACE, worker
 from headrace_producer import Headrace
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.job import JobState
+from headrace_shared.store import feed
 from headrace_shared.store.migrate import Migration, migrations
 from headrace_shared.store.pool import Pool
-from headrace_shared.testing.jobs import Jobs
+from headrace_shared.testing.jobs import Jobs, eventually
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +84,10 @@ async def test_a_worker_of_the_version_before_runs_the_jobs_of_this_one(
     jobs = Jobs(pool, dispatch)
     async with worker(HEADRACE, environment={"PYTHONPATH": previous}) as process:
         sent = [
-            await headrace.enqueue("/v1/chat/completions", BODY, webhook="https://example.com/hook")
-            for _ in range(20)
+            await headrace.enqueue(
+                "/v1/chat/completions", BODY, webhook="https://example.com/hook", api_key=key
+            )
+            for key in [None, "ci"] * 10
         ]
         endings = await jobs.ended([job.id for job in sent], within=PATIENCE)
         process.terminate()
@@ -95,6 +98,23 @@ async def test_a_worker_of_the_version_before_runs_the_jobs_of_this_one(
     assert ledger
     assert await jobs.spend() == ledger
     assert [len(await jobs.deliveries(job.id)) for job in sent] == [1] * len(sent)
+
+
+@pytest.mark.usefixtures("environment")
+async def test_beside_a_worker_of_the_version_before_no_job_of_a_key_is_lost(
+    previous: str, pool: Pool, dispatch: Dispatch, provider: SimulatedProvider
+) -> None:
+    """It may keep queues elsewhere, and their caps not at all."""
+    jobs = Jobs(pool, dispatch)
+    async with worker(HEADRACE, environment={"PYTHONPATH": previous}), worker(HEADRACE):
+        await eventually(lambda: feed.live_workers(pool), lambda found: len(found) == 2, within=PATIENCE)
+        # One that does not know what is configured goes on under what was.
+        await jobs.configure({"keys": {"ci": {"concurrent": 2}}})
+        ids = [job_id for key in ("ci", "nightly", None) for job_id in await jobs.add(40, api_key=key)]
+        endings = await jobs.ended(ids, within=PATIENCE)
+    assert {ending.job.state for ending in endings} == {JobState.SUCCEEDED}
+    assert provider.books.total.requests == len(ids)
+    assert await jobs.spend() == await jobs.ledger()
 
 
 @pytest.mark.parametrize("migration", migrations()[1:], ids=lambda migration: str(migration.version))

@@ -383,6 +383,28 @@ async def test_a_tenant_that_runs_as_many_as_it_may_says_so_with_the_numbers(
         await jobs.ended([*ids, other])
 
 
+@pytest.mark.usefixtures("environment")
+async def test_a_key_that_runs_as_many_as_it_may_says_so_beside_its_tenant(
+    jobs: Jobs, silent: ScriptedProvider, ask: Ask
+) -> None:
+    await jobs.configure({"tenants": {TENANT: {"concurrent": 3}}, "keys": {"ci": {"concurrent": 2}}})
+    async with running_worker():
+        ids = sorted(await jobs.add(3, api_key="ci"))
+        await silent.arrived(2)
+        [waiting] = [one for one in ids if (await jobs.row(one))["state"] == "queued"]
+        why = await ask(waiting)
+        assert why.reasons == (CapIsReached("key:ci", 2, 2, None),)
+        assert "waits because key:ci runs 2 jobs, of 2 that it may at a time." in why.sentence
+        plain = await jobs.add()
+        await silent.arrived(3)
+        assert (await ask(waiting)).reasons == (
+            CapIsReached(f"tenant:{TENANT}", 3, 3, None),
+            CapIsReached("key:ci", 2, 2, None),
+        )
+        silent.open.set()
+        await jobs.ended([*ids, *plain])
+
+
 async def test_several_reasons_are_all_said_and_the_last_to_end_is_expected(
     worker: WorkerId, pool: Pool, dispatch: Dispatch, jobs: Jobs, ask: Ask
 ) -> None:

@@ -148,7 +148,7 @@ class CapIsReached:
 
     code: ClassVar = "cap"
     scope: str
-    """Whose cap: `tenant:NAME`."""
+    """Whose cap: `tenant:NAME` or `key:NAME`."""
     running: int
     limit: int
     left: timedelta | None

@@ -35,7 +35,7 @@ from headrace_shared.dispatch.limits import Measure, View
 from headrace_shared.errors import DispatchUnavailable, InvalidInput, JobNotFound
 from headrace_shared.handlers import handler_of, public_lane
 from headrace_shared.ids import JobId, WorkerId
-from headrace_shared.job import Job, JobState, Queue
+from headrace_shared.job import Job, JobState
 from headrace_shared.money import ZERO, NanoUSD
 from headrace_shared.outcome import WaitReason
 from headrace_shared.pauses import gate_of_scope, paused_target
@@ -140,7 +140,7 @@ class _Look:
         self._redis = redis
         self._job = job
         self._now = run.now
-        self._queue = Queue(job.lane, job.route, job.tenant)
+        self._queue = job.queue
         self._unknown: str | None = None
 
     async def look(self) -> Why:
@@ -236,12 +236,15 @@ class _Look:
         return _of_limiter(first, len(targets), await self._next_ends())
 
     async def _caps(self) -> list[Reason]:
-        """Return the caps under which it would run and that are full."""
-        scope = f"tenant:{self._job.tenant}"
-        cap = await Dispatch(self._redis).cap(scope)
-        if cap.most is None or not cap.is_full:
-            return []
-        return [CapIsReached(scope, cap.running, cap.most, await self._next_ends())]
+        """Return the caps under which it would run and that are full: its tenant's, and its API key's."""
+        job = self._job
+        scopes = [f"tenant:{job.tenant}", *([f"key:{job.api_key}"] if job.api_key else [])]
+        found: list[Reason] = []
+        for scope in scopes:
+            cap = await Dispatch(self._redis).cap(scope)
+            if cap.most is not None and cap.is_full:
+                found.append(CapIsReached(scope, cap.running, cap.most, await self._next_ends()))
+        return found
 
     async def _next_ends(self) -> timedelta | None:
         """Return how long it takes until a job of its queue ends, if it goes on as of late."""

@@ -23,6 +23,7 @@ from headrace_shared.configuration_errors import (
 )
 from headrace_shared.configuration_fields import (
     Count,
+    KeyName,
     LimiterName,
     Name,
     PositiveDuration,
@@ -35,6 +36,7 @@ from headrace_shared.configuration_sections import (
     AlertSection,
     BreakerSection,
     DefaultSection,
+    KeySection,
     LimitSection,
     PriceSection,
     ProviderSection,
@@ -80,6 +82,8 @@ class Configuration(Section):
     leases: Mapping[Name, PositiveDuration] = {}
     """Of the lanes whose jobs are held longer, or shorter, than a worker's own lease says."""
     tenants: Mapping[TenantName, TenantSection] = {}
+    keys: Mapping[KeyName, KeySection] = {}
+    """The API keys of an application's users, by the names that jobs come with."""
     retries: RetrySection = RetrySection()
     breaker: BreakerSection = BreakerSection()
     webhooks: WebhookSection = WebhookSection()
@@ -161,11 +165,12 @@ class Configuration(Section):
         return {Lane(name): lease for name, lease in self.leases.items()}
 
     def terms(self, version: int) -> Terms:
-        """Return what tenants get of the workers, as this version says."""
+        """Return what tenants and API keys get of the workers, as this version says."""
         return Terms(
             version,
             {Tenant(name): each.weight for name, each in self.tenants.items() if each.weight != 1},
             {Tenant(name): each.concurrent for name, each in self.tenants.items() if each.concurrent},
+            {name: each.concurrent for name, each in self.keys.items()},
         )
 
     def retry_policy(self) -> RetryPolicy:

@@ -139,6 +139,8 @@ Name: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_name)
 LimiterName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_limiter)]
 TargetName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_target)]
 TenantName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_tenant)]
+KeyName: TypeAlias = TenantName
+"""What an API key may be called is what a tenant may."""
 BaseURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_base_url)]
 EventURL: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_event_url)]
 HeaderName: TypeAlias = Annotated[str, Field(strict=True), AfterValidator(_check_header_name)]

@@ -146,6 +146,11 @@ class TenantSection(Section):
     """How many of its jobs run at a time, at most, in all lanes together."""
 
 
+class KeySection(Section):
+    concurrent: Count
+    """How many of the jobs that came with it run at a time, at most, in all lanes and of all tenants."""
+
+
 class RetrySection(Section):
     max_attempts: Count = 6
     initial: PositiveDuration = timedelta(seconds=1)

@@ -45,11 +45,13 @@ class BatchLine:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The name of a queue: jobs of one lane, route and tenant wait in line together."""
+    """The name of a queue: jobs of one lane, route, tenant and API key wait in line together."""
 
     lane: Lane
     route: RouteName
     tenant: Tenant
+    key: str | None = None
+    """The name of the API key that its jobs came with; None for those that came with none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class NewJob:
 
     @property
     def queue(self) -> Queue:
-        return Queue(self.lane, self.route, self.tenant)
+        return Queue(self.lane, self.route, self.tenant, self.api_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,10 @@ class Job:
     api_key: str | None = None
     """The name of the API key that it came with."""
     tags: tuple[str, ...] = ()
+
+    @property
+    def queue(self) -> Queue:
+        return Queue(self.lane, self.route, self.tenant, self.api_key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """How the parts behave: small values that the configuration hands out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
@@ -111,13 +111,15 @@ class SuspensePolicy:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What tenants get of the workers: by default a share of one, and as many slots as are free."""
+    """What tenants and API keys get of the workers: by default a share of one, and all free slots."""
 
     version: int
     """Of the configuration."""
     weights: Mapping[Tenant, int]
     concurrent: Mapping[Tenant, int]
     """How many of a tenant's jobs run at a time, at most."""
+    keys: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many of an API key's jobs run at a time, at most, whoever's they are."""
 
 
 NO_TERMS = Terms(0, MappingProxyType({}), MappingProxyType({}))

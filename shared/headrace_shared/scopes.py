@@ -43,11 +43,11 @@ def batch_scope(batch_id: UUID) -> str:
 def gate_dimension(scope: str) -> tuple[str, str] | None:
     """Return the kind and the name of the gate before a scope's queues; None where it has none.
 
-    The jobs of a key, a batch or a tag stand in queues that others share.
+    The jobs of a batch or a tag stand in queues that others share.
     """
     kind, _, name = scope.partition(":")
     match kind:
-        case "global" | "tenant":
+        case "global" | "tenant" | "key":
             return kind, name
         case "model":
             return "route", name

@@ -73,10 +73,10 @@ class GateReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate keeps whole queues back: of everything, of a lane, a route, or a tenant."""
+    """A gate keeps whole queues back: of everything, of a lane, a route, a tenant, or an API key."""
 
     dimension: str
-    """`global`, `lane:NAME`, `route:NAME`, or `tenant:NAME`, its name percent-encoded."""
+    """`global`, `lane:NAME`, `route:NAME`, `tenant:NAME`, or `key:NAME`, its name percent-encoded."""
     reason: GateReason
 
     def __str__(self) -> str:
@@ -113,6 +113,7 @@ def dimensions_of(queue: Queue) -> tuple[str, ...]:
         f"lane:{public_lane(queue.lane)}",
         f"route:{quote(queue.route, safe='')}",
         f"tenant:{quote(queue.tenant, safe='')}",
+        *((f"key:{quote(queue.key, safe='')}",) if queue.key else ()),
     )
 
 
@@ -167,7 +168,7 @@ class Dispatch:
             lease: of an id.
             probe_lease: how long a breaker's probe keeps its gate shut for others.
             leases: of the lanes that have another than `lease`.
-            terms: of the tenants; put in place where those that are there are older.
+            terms: of the tenants and keys; put in place where those that are there are older.
 
         """
         args: list[Argument] = [slots, self._window, milliseconds(probe_lease), self.redis.run_id]
@@ -206,6 +207,8 @@ class Dispatch:
             args += (f"weight|{quote(tenant, safe='')}", weight)
         for tenant, most in terms.concurrent.items():
             args += (f"concurrent|tenant:{quote(tenant, safe='')}", most)
+        for key, most in terms.keys.items():
+            args += (f"concurrent|key:{quote(key, safe='')}", most)
         await self.redis.evaluate(_TERMS, (), args)
 
     async def finish(

@@ -1,7 +1,9 @@
 """Every key that Headrace has in Redis, and what it holds. All of it can be lost.
 
 A queue's name is `<lane>:<route>:<tenant>`, route and tenant percent-encoded, so that a colon in
-a model's name never splits it (a lane's name has none). Keys carry no hash tags: one server, or one shard.
+a model's name never splits it (a lane's name has none). One of jobs that came with an API key ends in `%00`
+and the key's name: the store keeps no text with that character, and a version that knows no queues of keys
+reads it as part of the tenant. Keys carry no hash tags: one server, or one shard.
 """
 
 from urllib.parse import quote, unquote
@@ -42,7 +44,8 @@ FEEDER_BELL = "headrace:bell-feeder"
 """LIST; a token wakes the feeder."""
 
 FULL = "headrace:full:"
-"""+ name of a cap: SET of `lane:tenant` that wait until one of its jobs ends."""
+"""+ name of a cap: SET of `lane:tenant`, or for a key's of queue names, that wait until one of its jobs
+ends."""
 
 GATES = "headrace:gates"
 """HASH: `<dimension>|<reason>` -> milliseconds until it opens by itself, 0 for never."""
@@ -91,7 +94,8 @@ REBUILDING = "headrace:rebuilding"
 RETRIES = "headrace:retries:"
 """+ provider: HASH of the fleet's successes and retries, in the slices of a rolling window."""
 RUNNING = "headrace:running:"
-"""+ name of a cap (`tenant:NAME`): ZSET of the ids that run under it by the millisecond their lease ends."""
+"""+ name of a cap (`tenant:NAME` or `key:NAME`): ZSET of the ids that run under it by the millisecond their
+lease ends."""
 
 SPENT = "headrace:spent"
 """HASH: `<scope>|<window>|settled|held|suspense` -> nano-USD; `epoch` as in `headrace:money`."""
@@ -106,8 +110,12 @@ WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, or its gate opens."""
 
 
+_KEYED = "\0"
+
+
 def queue_name(queue: Queue) -> str:
-    return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(queue.tenant, safe='')}"
+    owner = queue.tenant if queue.key is None else f"{queue.tenant}{_KEYED}{queue.key}"
+    return f"{queue.lane}:{quote(queue.route, safe='')}:{quote(owner, safe='')}"
 
 
 def parse_queue_name(name: str) -> Queue | None:
@@ -115,8 +123,9 @@ def parse_queue_name(name: str) -> Queue | None:
     parts = name.split(":")
     if len(parts) != 3:  # noqa: PLR2004
         return None
-    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(unquote(parts[2])))
-    return queue if queue_name(queue) == name else None
+    tenant, _, key = unquote(parts[2]).partition(_KEYED)
+    queue = Queue(Lane(parts[0]), RouteName(unquote(parts[1])), Tenant(tenant), key or None)
+    return queue if tenant and queue_name(queue) == name else None
 
 
 def ended(job_id: JobId) -> str:

@@ -86,7 +86,7 @@ UPDATE headrace.jobs AS j SET
     waiting_for = CASE state WHEN 'queued' THEN NULL ELSE waiting_for END,
     cancel_requested = true
 FROM chosen WHERE j.id = chosen.id
-RETURNING j.id, j.lane, j.route, j.tenant, j.state;
+RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state;
 
 -- name: uncancelled
 SELECT EXISTS (

@@ -158,6 +158,8 @@ async def pick_due(
         tenants,
         [float(terms.weights.get(tenant, 1)) for tenant in tenants],
         [terms.concurrent.get(tenant) for tenant in tenants],
+        list(terms.keys),
+        list(terms.keys.values()),
     )
     return [DueJob(JobId(row["id"]), Lane(row["lane"]), row["suspect"]) for row in rows]
 

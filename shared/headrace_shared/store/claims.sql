@@ -40,26 +40,30 @@ RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.endpoint, j.body, j.attempts
 -- name: pick_due
 -- The next jobs of these lanes as they wait in the store, lanes and tenants in turn by their weights, the
 -- queues of a tenant in turn: for workers that have no Redis to ask. They are claimed like those that it
--- names. What a tenant may run at a time is counted as it is at this moment.
+-- names. What a tenant or an API key may run at a time is counted as it is at this moment.
 WITH RECURSIVE moment AS MATERIALIZED (
     SELECT headrace.now() AS now, headrace.paused_scopes() AS paused
 ), served AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::float8[]) AS s(lane, weight)
 ), queue AS (
     SELECT first.* FROM served, LATERAL (
-        SELECT j.lane, j.route, j.tenant FROM headrace.jobs j
-        WHERE j.state = 'queued' AND j.lane = served.lane ORDER BY j.route, j.tenant LIMIT 1) AS first
+        SELECT j.lane, j.route, j.tenant, coalesce(j.api_key, '') AS key FROM headrace.jobs j
+        WHERE j.state = 'queued' AND j.lane = served.lane
+        ORDER BY j.route, j.tenant, coalesce(j.api_key, '') LIMIT 1) AS first
     UNION ALL
     SELECT following.* FROM queue, LATERAL (
-        SELECT j.lane, j.route, j.tenant FROM headrace.jobs j
-        WHERE j.state = 'queued' AND j.lane = queue.lane AND (j.route, j.tenant) > (queue.route, queue.tenant)
-        ORDER BY j.route, j.tenant LIMIT 1) AS following
+        SELECT j.lane, j.route, j.tenant, coalesce(j.api_key, '') AS key FROM headrace.jobs j
+        WHERE j.state = 'queued' AND j.lane = queue.lane
+          AND (j.route, j.tenant, coalesce(j.api_key, '')) > (queue.route, queue.tenant, queue.key)
+        ORDER BY j.route, j.tenant, coalesce(j.api_key, '') LIMIT 1) AS following
 ), head AS MATERIALIZED (
-    SELECT head.*, queue.lane, queue.tenant,
-           row_number() OVER (PARTITION BY queue.lane, queue.route, queue.tenant ORDER BY head.run_at, head.id) AS place
+    SELECT head.*, queue.lane, queue.tenant, queue.key,
+           row_number() OVER (PARTITION BY queue.lane, queue.route, queue.tenant, queue.key
+                              ORDER BY head.run_at, head.id) AS place
     FROM queue, moment, LATERAL (
         SELECT j.id, j.run_at, j.crashes >= 2 AS suspect FROM headrace.jobs j
         WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route AND j.tenant = queue.tenant
+          AND coalesce(j.api_key, '') = queue.key
           AND j.run_at <= moment.now AND j.endpoint = ANY($4::text[]) AND j.needs <@ $5::text[]
           AND (j.crashes < 2 OR $6)
           AND (least(j.start_by, j.end_by) > moment.now) IS NOT FALSE
@@ -70,11 +74,21 @@ WITH RECURSIVE moment AS MATERIALIZED (
     SELECT t.tenant, t.weight, t.most - CASE WHEN t.most IS NOT NULL THEN (
         SELECT count(*) FROM headrace.jobs j WHERE j.state = 'running' AND j.tenant = t.tenant) END AS room
     FROM unnest($7::text[], $8::float8[], $9::int[]) AS t(tenant, weight, most)
+), capped AS MATERIALIZED (
+    SELECT k.key, k.most - (
+        SELECT count(*) FROM headrace.jobs j WHERE j.state = 'running' AND j.api_key = k.key) AS room
+    FROM unnest($10::text[], $11::int[]) AS k(key, most)
+), allowed AS (
+    -- What a key's cap keeps back is nowhere in its tenant's line.
+    SELECT one.* FROM (
+        SELECT head.*, row_number() OVER (PARTITION BY head.key ORDER BY head.place, random()) AS of_key FROM head) AS one
+    LEFT JOIN capped ON capped.key = one.key
+    WHERE (one.of_key <= capped.room) IS NOT FALSE
 ), line AS (
-    SELECT head.*, coalesce(terms.weight, 1) AS weight, terms.room,
-           row_number() OVER (PARTITION BY head.lane, head.tenant ORDER BY head.place, random()) AS behind,
-           row_number() OVER (PARTITION BY head.tenant ORDER BY head.place, random()) AS one_more
-    FROM head LEFT JOIN terms ON terms.tenant = head.tenant
+    SELECT allowed.*, coalesce(terms.weight, 1) AS weight, terms.room,
+           row_number() OVER (PARTITION BY allowed.lane, allowed.tenant ORDER BY allowed.place, random()) AS behind,
+           row_number() OVER (PARTITION BY allowed.tenant ORDER BY allowed.place, random()) AS one_more
+    FROM allowed LEFT JOIN terms ON terms.tenant = allowed.tenant
 ), turn AS (
     SELECT line.id, line.lane, line.suspect,
            row_number() OVER (PARTITION BY line.lane ORDER BY line.behind / line.weight, random())
@@ -92,7 +106,7 @@ FOR UPDATE OF j SKIP LOCKED;
 WITH m AS MATERIALIZED (
     SELECT headrace.now() AS now, headrace.paused_scopes() AS paused
 )
-SELECT j.id, j.lane, j.route, j.tenant,
+SELECT j.id, j.lane, j.route, j.tenant, j.api_key,
        CASE WHEN j.ended_at IS NOT NULL THEN 'ended'
             WHEN j.state = 'running' THEN 'running'
             WHEN (least(j.start_by, j.end_by) > m.now) IS FALSE THEN 'overdue'

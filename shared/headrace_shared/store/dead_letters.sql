@@ -73,4 +73,4 @@ SELECT old.fresh, j.tenant, j.lane, coalesce($4, j.route), j.endpoint, coalesce(
        CASE WHEN $7 IS NULL OR $8 = ANY(j.needs) THEN j.needs ELSE j.needs || $8 END, j.id,
        j.api_key, j.tags, j.max_cost_nano
 FROM old JOIN headrace.jobs j ON j.id = old.id
-RETURNING replaces, id, lane, route, tenant;
+RETURNING replaces, id, lane, route, tenant, api_key;

@@ -51,6 +51,7 @@ async def due_jobs(database: Database, queues: Sequence[Queue], *, limit: int) -
         [queue.lane for queue in queues],
         [queue.route for queue in queues],
         [queue.tenant for queue in queues],
+        [queue.key or "" for queue in queues],
     )
     heads = [list[JobId]() for _ in queues]
     for row in await database.fetch(_SQL["due_jobs"], *parts, limit):

@@ -3,31 +3,35 @@
 -- name: due_queues
 -- The queues that have a job due, by skipping from one to the next in the index.
 WITH RECURSIVE queue AS (
-    (SELECT lane, route, tenant FROM headrace.jobs
-     WHERE state = 'queued' ORDER BY lane, route, tenant LIMIT 1)
+    (SELECT lane, route, tenant, coalesce(api_key, '') AS key FROM headrace.jobs
+     WHERE state = 'queued' ORDER BY lane, route, tenant, coalesce(api_key, '') LIMIT 1)
     UNION ALL
     SELECT following.* FROM queue, LATERAL (
-        SELECT j.lane, j.route, j.tenant FROM headrace.jobs j
-        WHERE j.state = 'queued' AND (j.lane, j.route, j.tenant) > (queue.lane, queue.route, queue.tenant)
-        ORDER BY j.lane, j.route, j.tenant LIMIT 1) AS following
+        SELECT j.lane, j.route, j.tenant, coalesce(j.api_key, '') AS key FROM headrace.jobs j
+        WHERE j.state = 'queued' AND (j.lane, j.route, j.tenant, coalesce(j.api_key, ''))
+                                     > (queue.lane, queue.route, queue.tenant, queue.key)
+        ORDER BY j.lane, j.route, j.tenant, coalesce(j.api_key, '') LIMIT 1) AS following
 )
-SELECT lane, route, tenant FROM queue WHERE EXISTS (
+SELECT lane, route, tenant, nullif(key, '') AS api_key FROM queue,
+-- Limited, so that it is looked for in the index queue by queue, whatever the planner takes a backlog for.
+LATERAL (
     SELECT FROM headrace.jobs j WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route
-        AND j.tenant = queue.tenant AND j.run_at <= headrace.now());
+        AND j.tenant = queue.tenant AND coalesce(j.api_key, '') = queue.key AND j.run_at <= headrace.now()
+    LIMIT 1) AS due;
 
 -- name: due_jobs
 -- The heads of queues, by each queue's place in the arrays: what their windows in Redis should hold.
 SELECT queue.place - 1 AS place, head.id
-FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS queue (lane, route, tenant, place),
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS queue (lane, route, tenant, key, place),
 LATERAL (
     SELECT j.id, j.run_at FROM headrace.jobs j
     WHERE j.state = 'queued' AND j.lane = queue.lane AND j.route = queue.route AND j.tenant = queue.tenant
-        AND j.run_at <= headrace.now()
-    ORDER BY j.run_at, j.id LIMIT $4) AS head;
+        AND coalesce(j.api_key, '') = queue.key AND j.run_at <= headrace.now()
+    ORDER BY j.run_at, j.id LIMIT $5) AS head;
 
 -- name: running_jobs
 -- What runs, and for how many seconds its lease holds.
-SELECT id, lane, route, tenant, extract(epoch FROM lease_until - headrace.now())::float8 AS lease
+SELECT id, lane, route, tenant, api_key, extract(epoch FROM lease_until - headrace.now())::float8 AS lease
 FROM headrace.jobs WHERE state = 'running' AND lease_until > headrace.now();
 
 -- name: depths

@@ -17,7 +17,7 @@ WHERE j.id = a.job_id AND j.run = a.run AND led.leader <> a.job_id
 RETURNING j.id;
 
 -- name: land
-SELECT * FROM headrace.land($1, $2);
+SELECT l.*, (SELECT j.api_key FROM headrace.jobs j WHERE j.id = l.id) AS api_key FROM headrace.land($1, $2) AS l;
 
 -- name: lost
 -- Flights that nobody leads any more, although nobody has landed them.

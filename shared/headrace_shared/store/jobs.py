@@ -219,7 +219,7 @@ def usage_of(row: asyncpg.Record) -> Usage:
 
 
 def queue_of(row: asyncpg.Record) -> Queue:
-    return Queue(Lane(row["lane"]), RouteName(row["route"]), Tenant(row["tenant"]))
+    return Queue(Lane(row["lane"]), RouteName(row["route"]), Tenant(row["tenant"]), row["api_key"] or None)
 
 
 def _job(row: asyncpg.Record) -> Job:

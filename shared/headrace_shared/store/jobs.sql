@@ -111,5 +111,5 @@ WITH cancelled AS (
     WHERE id = $1 AND state IN ('queued', 'running')
     RETURNING id, lane, route, tenant, state
 )
-SELECT j.lane, j.route, j.tenant, coalesce(c.state, j.state) AS state, c.id IS NOT NULL AS changed
+SELECT j.lane, j.route, j.tenant, j.api_key, coalesce(c.state, j.state) AS state, c.id IS NOT NULL AS changed
 FROM headrace.jobs j LEFT JOIN cancelled c ON c.id = j.id WHERE j.id = $1;

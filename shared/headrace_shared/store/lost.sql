@@ -15,7 +15,7 @@ UPDATE headrace.jobs AS j SET
                  WHEN j.started_at IS NULL THEN 'its deadline passed before it was started'
                  ELSE 'its deadline or timeout passed while it waited' END
 FROM moment, overdue WHERE j.id = overdue.id
-RETURNING j.id, j.lane, j.route, j.tenant, j.state;
+RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state;
 
 -- name: reap
 -- Rows whose lease ended go back at once. Two crashes make a job suspect, and it runs alone from
@@ -48,12 +48,12 @@ WITH moment AS MATERIALIZED (
         ended_at = CASE lost.state WHEN 'queued' THEN NULL ELSE moment.now END,
         run_at = moment.now, worker = NULL, lease_until = NULL
     FROM moment, lost WHERE j.id = lost.id
-    RETURNING j.id, j.lane, j.route, j.tenant, j.state
+    RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state
 ), suspended AS (
     SELECT count(*) FROM headrace.suspend_calls(
         (SELECT array_agg(id ORDER BY id) FROM lost), (SELECT array_agg(run ORDER BY id) FROM lost))
 )
-SELECT id, lane, route, tenant, state FROM back, suspended;
+SELECT id, lane, route, tenant, api_key, state FROM back, suspended;
 
 -- name: quarantine
 -- A process died that ran this job and nothing else: the job did it.
@@ -67,12 +67,12 @@ WITH moment AS MATERIALIZED (
         error = 'its process died, in which it ran alone: ' || $3, ended_at = moment.now,
         worker = NULL, lease_until = NULL
     FROM moment, lost WHERE j.id = lost.id
-    RETURNING j.id, j.lane, j.route, j.tenant, j.state
+    RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state
 ), suspended AS (
     SELECT count(*) FROM headrace.suspend_calls(
         (SELECT array_agg(id) FROM lost), (SELECT array_agg(run) FROM lost))
 )
-SELECT id, lane, route, tenant, state FROM ended, suspended;
+SELECT id, lane, route, tenant, api_key, state FROM ended, suspended;
 
 -- name: suspend_orphans
 -- Intents that were committed after their run had ended, because their writer was cut off:

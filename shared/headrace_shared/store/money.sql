@@ -26,7 +26,7 @@ FROM (SELECT id FROM headrace.jobs
                 WHEN 'batch' THEN batch_id = substr($1, 7)::uuid WHEN 'tag' THEN substr($1, 5) = ANY(tags) END
       ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED) AS waiting
 WHERE j.id = waiting.id
-RETURNING j.id, j.lane, j.route, j.tenant;
+RETURNING j.id, j.lane, j.route, j.tenant, j.api_key;
 
 -- name: wake
 -- The same for jobs that are named, each found by its id.
@@ -36,7 +36,7 @@ WITH m AS MATERIALIZED (
 UPDATE headrace.jobs AS j SET run_at = m.now, waiting_for = NULL
 FROM m, (SELECT id FROM headrace.jobs WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED) AS named
 WHERE j.id = named.id AND j.state = m.queued AND j.waiting_for = 'budget' AND j.run_at > m.now
-RETURNING j.id, j.lane, j.route, j.tenant;
+RETURNING j.id, j.lane, j.route, j.tenant, j.api_key;
 
 -- name: raise_epoch
 SELECT headrace.raise_epoch();

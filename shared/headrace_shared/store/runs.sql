@@ -119,4 +119,4 @@ FROM (SELECT id FROM headrace.jobs q
             AND c.error_class IS NULL AND c.step IS NULL)
       ORDER BY id FOR UPDATE SKIP LOCKED) AS waiting
 WHERE j.id = waiting.id
-RETURNING j.id, j.lane, j.route, j.tenant;
+RETURNING j.id, j.lane, j.route, j.tenant, j.api_key;

@@ -52,6 +52,10 @@ class Capacity:
     running: int
 
 
+def _queue_of(job: Job) -> tuple[str, str, str, str]:
+    return job.lane, job.route, job.tenant, job.api_key or ""
+
+
 async def run_of(database: Database, job_id: JobId) -> RunOf | None:
     row = await database.fetchrow(_SQL["run_of"], job_id)
     if row is None:
@@ -70,8 +74,7 @@ async def body_of(database: Database, job_id: JobId) -> bytes | None:
 
 async def place_of(database: Database, job: Job) -> int:
     """Return how many jobs of its queue are before a job; `MOST_COUNTED` + 1 when there are more."""
-    queue = (job.lane, job.route, job.tenant)
-    row = await database.fetchrow(_SQL["place_of"], *queue, job.run_at, job.id, MOST_COUNTED + 1)
+    row = await database.fetchrow(_SQL["place_of"], *_queue_of(job), job.run_at, job.id, MOST_COUNTED + 1)
     return int(row[0]) if row else 0
 
 
@@ -82,7 +85,7 @@ async def capacity_for(database: Database, lane: Lane) -> Capacity:
 
 async def pace_of(database: Database, job: Job) -> float | None:
     """Return how many jobs of its queue end in a second, of late; None when too few have."""
-    row = await database.fetchrow(_SQL["pace_of"], job.lane, job.route, job.tenant)
+    row = await database.fetchrow(_SQL["pace_of"], *_queue_of(job))
     if row is None or row["ended"] < _TOO_FEW or not row["seconds"] or row["seconds"] <= 0:
         return None
     ended: int = row["ended"]

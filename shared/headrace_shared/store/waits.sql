@@ -16,8 +16,9 @@ SELECT body FROM headrace.jobs WHERE id = $1;
 -- How many jobs of its queue are before a job; so many at most are counted.
 SELECT count(*) FROM (
     SELECT FROM headrace.jobs
-    WHERE state = 'queued' AND lane = $1 AND route = $2 AND tenant = $3 AND (run_at, id) < ($4, $5)
-    LIMIT $6) AS before;
+    WHERE state = 'queued' AND lane = $1 AND route = $2 AND tenant = $3 AND coalesce(api_key, '') = $4
+      AND (run_at, id) < ($5, $6)
+    LIMIT $7) AS before;
 
 -- name: capacity_for
 -- The workers that are alive, those of them that serve a lane, and how many of their slots are taken.
@@ -35,13 +36,15 @@ FROM alive;
 -- How many of the thousand jobs before the head of a queue ended of late, and in how many seconds.
 WITH head AS (
     SELECT id FROM headrace.jobs WHERE state = 'queued' AND lane = $1 AND route = $2 AND tenant = $3
+      AND coalesce(api_key, '') = $4
     ORDER BY run_at, id LIMIT 1
 )
 SELECT count(*) AS ended, extract(epoch FROM headrace.now() - min(before.ended_at))::float8 AS seconds
 FROM head, LATERAL (
-    SELECT j.lane, j.route, j.ended_at FROM headrace.jobs j
+    SELECT j.lane, j.route, j.api_key, j.ended_at FROM headrace.jobs j
     WHERE j.tenant = $3 AND j.id < head.id ORDER BY j.id DESC LIMIT 1000) AS before
-WHERE before.lane = $1 AND before.route = $2 AND before.ended_at > headrace.now() - interval '5 minutes';
+WHERE before.lane = $1 AND before.route = $2 AND coalesce(before.api_key, '') = $4
+  AND before.ended_at > headrace.now() - interval '5 minutes';
 
 -- name: window_ends_in
 SELECT headrace.window_ends_in($1, headrace.now()) AS seconds;

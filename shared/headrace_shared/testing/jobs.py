@@ -64,6 +64,7 @@ class Jobs:
         *,
         model: str = MODEL,
         tenant: Tenant = TENANT,
+        api_key: str | None = None,
         lane: Lane = LANE,
         endpoint: Endpoint = Endpoint.CHAT_COMPLETIONS,
         body: Mapping[str, object] | None = None,
@@ -76,7 +77,7 @@ class Jobs:
     ) -> list[JobId]:
         """Insert jobs and, with `push`, put their ids into the dispatch."""
         present = await configurations.current(self.pool)
-        queue = Queue(lane, RouteName(model), tenant)
+        queue = Queue(lane, RouteName(model), tenant, api_key)
         new = [
             NewJob(
                 id=new_job_id(),
@@ -89,6 +90,7 @@ class Jobs:
                 delay=delay,
                 webhook=webhook,
                 metadata={"number": str(number)},
+                api_key=api_key,
             )
             for number in range(count)
         ]

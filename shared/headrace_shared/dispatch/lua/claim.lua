@@ -4,7 +4,7 @@
 -- one that is furthest behind is next. Inside a lane the tenants take turns in the same way, but
 -- theirs grows by cost / weight: by what jobs of the queue cost in the mean, put right when they end
 -- (finish.lua). A tenant's queues take turns as its tenant does. One that runs as many jobs as it may
--- steps aside until one of them ends.
+-- steps aside until one of them ends; so does a queue, but not its tenant, of whose API key as many run.
 -- The lease is the id's score: nobody else sees it until it ends, and then it is simply due
 -- again. A queue behind a closed gate is parked and its ids are not touched.
 --
@@ -55,12 +55,14 @@ local function gate(dimension, reason)
 end
 
 local function gates_of(queue)
-    local lane, route, tenant = string.match(queue, '^([^:]*):([^:]*):([^:]*)$')
+    local lane, route = string.match(queue, '^([^:]*):([^:]*):[^:]*$')
     if not lane then return {} end
+    local tenant, key = tenant_of(queue), key_of(queue)
     local probe = nil
     -- A lane's gates keep back what is in the lanes of its handlers as well.
     local public = string.match(lane, '^[^@]*')
-    for _, dimension in ipairs({'global', 'lane:' .. public, 'route:' .. route, 'tenant:' .. tenant}) do
+    local of_key = key and 'key:' .. key
+    for _, dimension in ipairs({'global', 'lane:' .. public, 'route:' .. route, 'tenant:' .. tenant, of_key}) do
         for _, reason in ipairs({'pause', 'breaker', 'budget'}) do
             local state = gate(dimension, reason)
             if type(state) == 'number' then return {closed = state} end
@@ -70,33 +72,44 @@ local function gates_of(queue)
     return {probe = probe}
 end
 
--- What a tenant's jobs weigh, and how many more of them may run. After a wipe nobody knows who runs
--- how many before the feeder has put that in place.
+-- How many more jobs may run under a cap. After a wipe nobody knows who runs how many before the feeder
+-- has put that in place.
+local function room_under(cap, most)
+    redis.call('ZREMRANGEBYSCORE', RUNNING .. cap, '-inf', now)
+    if not most then return math.huge end
+    -- No lease is that long: it is nobody's.
+    redis.call('ZREMRANGEBYSCORE', RUNNING .. cap, now + 86400000, '+inf')
+    return fed and read(count_of, most) - redis.call('ZCARD', RUNNING .. cap) or 0
+end
+
+-- What a tenant's jobs weigh, and how many more of them may run.
 local terms = {}
 local function terms_of(tenant)
     if terms[tenant] then return terms[tenant] end
-    local found = {weight = 1, room = math.huge, cap = cap_of(tenant)}
-    redis.call('ZREMRANGEBYSCORE', RUNNING .. found.cap, '-inf', now)
-    if any_terms then
-        local said = redis.call('HMGET', TENANTS, 'weight|' .. tenant, 'concurrent|' .. found.cap)
-        found.weight = said[1] and read(count_of, said[1]) or 1
-        local most = said[2] and read(count_of, said[2])
-        if most then
-            -- No lease is that long: it is nobody's.
-            redis.call('ZREMRANGEBYSCORE', RUNNING .. found.cap, now + 86400000, '+inf')
-            found.room = fed and most - redis.call('ZCARD', RUNNING .. found.cap) or 0
-        end
-    end
-    terms[tenant] = found
-    return found
+    local cap = cap_of(tenant)
+    local said = any_terms and redis.call('HMGET', TENANTS, 'weight|' .. tenant, 'concurrent|' .. cap) or {}
+    local weight = said[1] and read(count_of, said[1]) or 1
+    terms[tenant] = {weight = weight, cap = cap, room = room_under(cap, said[2])}
+    return terms[tenant]
 end
 
--- The tenant is out of the way until one of its jobs ends, which brings all its lanes back (finish.lua),
--- or until a lease of theirs does.
-local function step_aside(lane, tenant, queue)
-    local cap = terms_of(tenant).cap
-    leave(lane, tenant)
-    redis.call('SADD', FULL .. cap, lane .. ':' .. tenant)
+-- How many more jobs of a queue's API key may run, whoever's they are, and under which cap (nil: of no key).
+local WITHOUT_KEY = {room = math.huge}
+local keyed = {}
+local function key_terms_of(queue)
+    local _, cap = caps_of(queue)
+    if not cap then return WITHOUT_KEY end
+    if not keyed[cap] then
+        local most = any_terms and redis.call('HGET', TENANTS, 'concurrent|' .. cap)
+        keyed[cap] = {cap = cap, room = room_under(cap, most)}
+    end
+    return keyed[cap]
+end
+
+-- What stands in a full cap's way is told when a job ends that runs under it (finish.lua), or at the latest
+-- when a lease of theirs does.
+local function wait_for_room(cap, place, queue)
+    redis.call('SADD', FULL .. cap, place)
     local soonest = redis.call('ZRANGE', RUNNING .. cap, 0, 0, 'WITHSCORES')
     redis.call('ZADD', WAITING, 'LT', fed and soonest[2] or now + 100, queue)
 end
@@ -116,6 +129,18 @@ local function take_out(queue, lane, wait)
     local queues = ACTIVE .. lane .. ':' .. tenant
     redis.call('ZREM', queues, queue)
     if redis.call('EXISTS', queues) == 0 then leave(lane, tenant, wait) end
+end
+
+-- The tenant is out of the way, in this lane, with all its queues.
+local function step_aside(lane, tenant, queue)
+    leave(lane, tenant)
+    wait_for_room(terms_of(tenant).cap, lane .. ':' .. tenant, queue)
+end
+
+-- The queue is out of the way, its tenant goes on with others.
+local function step_aside_alone(lane, queue)
+    take_out(queue, lane)
+    wait_for_room(key_terms_of(queue).cap, queue, queue)
 end
 
 -- Many wait for the same moment, and a claim looks at some hundreds of them: they come back in the order
@@ -186,7 +211,12 @@ while slots > 0 do
     elseif not is_queue(queue) or queues ~= ACTIVE .. lane_of(queue) .. ':' .. tenant_of(queue) then
         redis.call('ZREM', queues, queue)
         if not is_queue(queue) then redis.call('UNLINK', Q .. queue) end
-        foreign = foreign + 1
+        if is_queue(queue) and lane_of(queue) == lane then
+            -- A worker of another version keeps it there: to it the key is part of the tenant.
+            activate(queue)
+        else
+            foreign = foreign + 1
+        end
     elseif not number_of(head[2]) or not number_of(first[2]) then
         -- No virtual time that was ever reached: it would be served always, or never.
         redis.call('ZREM', TURN .. lane, tenant)
@@ -194,13 +224,16 @@ while slots > 0 do
         activate(queue)
     elseif terms_of(tenant).room <= 0 then
         step_aside(lane, tenant, queue)
+    elseif key_terms_of(queue).room <= 0 then
+        step_aside_alone(lane, queue)
     else
         local gates = any_gate and gates_of(queue) or {}
         if gates.closed then
             park(queue, lane, gates.closed)
         else
             local permitted, wait = permits(route_of(queue), now)
-            local want = math.min(gates.probe and 1 or quantum, slots, terms_of(tenant).room, permitted)
+            local mine, its_key = terms_of(tenant), key_terms_of(queue)
+            local want = math.min(gates.probe and 1 or quantum, slots, mine.room, its_key.room, permitted)
             local ids = want < 1 and {} or redis.pcall('ZRANGEBYSCORE', Q .. queue, '-inf', now, 'LIMIT', 0, want)
             if ids.err then
                 -- Somebody else's key under our name: nothing in it can be claimed.
@@ -217,7 +250,8 @@ while slots > 0 do
                 end
                 redis.call('ZADD', Q .. queue, unpack(leases))
                 reserve(route_of(queue), #ids, now)
-                redis.call('ZADD', RUNNING .. terms_of(tenant).cap, unpack(leases))
+                redis.call('ZADD', RUNNING .. mine.cap, unpack(leases))
+                if its_key.cap then redis.call('ZADD', RUNNING .. its_key.cap, unpack(leases)) end
                 if not index[queue] then
                     result[#result + 1] = {queue}
                     index[queue] = #result
@@ -225,12 +259,12 @@ while slots > 0 do
                 local batch = result[index[queue]]
                 for _, id in ipairs(ids) do batch[#batch + 1] = id end
                 slots = slots - #ids
-                terms_of(tenant).room = terms_of(tenant).room - #ids
+                mine.room, its_key.room = mine.room - #ids, its_key.room - #ids
                 served = virtual[lane]
                 virtual[lane] = virtual[lane] + #ids / weight[lane]
                 floor[lane] = head[2]
                 local charged = charge(queue, lane, #ids)
-                redis.call('ZINCRBY', TURN .. lane, charged / terms_of(tenant).weight, tenant)
+                redis.call('ZINCRBY', TURN .. lane, charged / mine.weight, tenant)
                 if gates.probe then
                     redis.call('HSET', GATES, gates.probe, now + probe_lease)
                     seen[gates.probe] = now + probe_lease

@@ -4,7 +4,7 @@
 -- ARGV: queue, id, delay in ms (-1: it has ended, -2: it runs on), what its run cost in nano-USD (-1: it had
 --       none), ...
 local now = now_ms()
-local bills, queues, returned, tenants = {}, {}, {}, {}
+local bills, queues, returned, caps = {}, {}, {}, {}
 
 local function book(queue, delay, cost)
     local bill = bills[queue]
@@ -21,11 +21,12 @@ local function book(queue, delay, cost)
 end
 
 local function release(queue, id)
-    local tenant = tenant_of(queue)
-    if not returned[tenant] then
-        returned[tenant], tenants[#tenants + 1] = {}, tenant
+    for _, cap in ipairs({caps_of(queue)}) do
+        if not returned[cap] then
+            returned[cap], caps[#caps + 1] = {}, cap
+        end
+        table.insert(returned[cap], id)
     end
-    table.insert(returned[tenant], id)
 end
 
 -- Between what was charged for what came back and what it cost, as far as it is known what was charged.
@@ -88,9 +89,8 @@ for _, queue in ipairs(queues) do
     if amount ~= 0 then correct(lane, tenant_of(queue), amount, floor) end
 end
 
-for _, tenant in ipairs(tenants) do
-    local cap = cap_of(tenant)
-    redis.call('ZREM', RUNNING .. cap, unpack(returned[tenant]))
+for _, cap in ipairs(caps) do
+    redis.call('ZREM', RUNNING .. cap, unpack(returned[cap]))
     bring_back(cap)
 end
 return (#ARGV) / 4

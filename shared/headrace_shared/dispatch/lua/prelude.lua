@@ -60,13 +60,29 @@ local function lane_of(queue)
     return string.match(queue, '^[^:]*')
 end
 
+-- What is between the tenant and the API key that jobs of a queue came with (keys.py).
+local KEYED = '%00'
+
 local function tenant_of(queue)
-    return string.match(queue, '[^:]*$')
+    local owner = string.match(queue, '[^:]*$')
+    local mark = string.find(owner, KEYED, 1, true)
+    return mark and string.sub(owner, 1, mark - 1) or owner
 end
 
--- The name of the cap under which a tenant's jobs run; there may be caps of other names.
+local function key_of(queue)
+    local mark = string.find(queue, KEYED, (string.find(queue, '[^:]*$')), true)
+    return mark and string.sub(queue, mark + #KEYED)
+end
+
+-- The name of the cap under which a tenant's jobs run; the jobs of an API key run under another.
 local function cap_of(tenant)
     return 'tenant:' .. tenant
+end
+
+-- The caps under which the jobs of a queue run.
+local function caps_of(queue)
+    local key = key_of(queue)
+    return cap_of(tenant_of(queue)), key and 'key:' .. key
 end
 
 local function is_queue(name)
@@ -102,18 +118,6 @@ local function leave(lane, tenant, wait)
     redis.call('SET', OWED .. lane .. ':' .. tenant, virtual, 'PX', OWED_MS + (wait or 0))
 end
 
--- There is room again under a cap: those that stepped aside for it join the others.
-local function bring_back(cap)
-    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
-        local lane, tenant = string.match(place, '^([^:]+):([^:]+)$')
-        if lane then
-            join(lane, tenant)
-            ring(BELL .. lane)
-        end
-    end
-    redis.call('DEL', FULL .. cap)
-end
-
 -- A queue that may have a job due joins the others of its tenant: beside the one that is next or, where it
 -- was parked, at its own place behind that one. What is not the name of one joins nothing.
 local function activate(queue)
@@ -125,6 +129,17 @@ local function activate(queue)
     local owed = number_of(redis.call('GETDEL', OWED .. queue) or '')
     redis.call('ZADD', queues, 'NX', math.max(floor, owed or floor), queue)
     join(lane, tenant)
+end
+
+-- There is room again under a cap: those that stepped aside for it join the others, tenants in their lanes
+-- for a tenant's, queues for a key's.
+local function bring_back(cap)
+    for _, place in ipairs(redis.call('SMEMBERS', FULL .. cap)) do
+        local lane, tenant = string.match(place, '^([^:]+):([^:]+)$')
+        if lane then join(lane, tenant) else activate(place) end
+        if lane or is_queue(place) then ring(BELL .. lane_of(place)) end
+    end
+    redis.call('DEL', FULL .. cap)
 end
 
 -- What the jobs of a queue cost: the mean of one (nil: none has ended), and what those that are out were

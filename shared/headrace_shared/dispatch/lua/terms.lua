@@ -1,4 +1,4 @@
--- Put the terms of tenants in place, unless those of a newer version are.
+-- Put the terms of tenants and of API keys in place, unless those of a newer version are.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: version, then field, value, ...
 -- Returns the version that is in place.
