@@ -9,7 +9,7 @@ import pytest
 
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
-from headrace_shared.dispatch.dispatch import Dispatch, Entry, Gate
+from headrace_shared.dispatch.dispatch import Dispatch, Entry, Gate, GateReason
 from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId, new_job_id
 from headrace_shared.job import JobState, Queue
 from headrace_shared.policy import NO_TERMS, Terms
@@ -183,7 +183,7 @@ async def test_caps_change_at_once_for_what_runs_already(dispatch: Dispatch) -> 
 
 async def test_a_gate_before_a_key_keeps_back_its_queues_alone(dispatch: Dispatch) -> None:
     kept = await push(dispatch, queue("ci"), 2)
-    gate = Gate("key:ci", "budget")
+    gate = Gate("key:ci", GateReason.PAUSE)
     await dispatch.close_gate(gate, None)
     others = [*await push(dispatch, queue(None)), *await push(dispatch, queue("nightly"))]
     assert set(await claim(dispatch, caps(ci=1))) == set(others)

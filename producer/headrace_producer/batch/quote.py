@@ -14,7 +14,6 @@ from headrace_shared.fingerprints import fingerprints
 from headrace_shared.ids import RouteName
 from headrace_shared.prices import Price
 from headrace_shared.request_bounds import input_bound, output_bound
-from headrace_shared.routes import Target
 from headrace_shared.sketches import Sketch, SketchKey
 
 Seen: TypeAlias = Callable[[Collection[SketchKey]], Awaitable[Mapping[SketchKey, Sketch]]]
@@ -64,15 +63,15 @@ class Quoter:
         return sums.quote()
 
     def _keys(self) -> list[SketchKey]:
-        """Return where to look, the most wanted first: in what order does not matter else."""
-        counts: dict[Target, Counter[str]] = {}
+        """Return where to look, the most wanted first."""
+        counts: dict[tuple[str, str], Counter[str]] = {}
         for alike, group in self._groups.items():
-            counted = counts.setdefault(self._prices_of(alike.route)[0].target, Counter())
+            target = self._prices_of(alike.route)[0].target
+            counted = counts.setdefault((target.provider, target.model), Counter())
             for template in (*alike.templates, ""):
                 counted[template] += group.requests
-        wanted = ((count, target, name) for target, found in counts.items() for name, count in found.items())
-        most = heapq.nlargest(MOST_ASKED, wanted, key=itemgetter(0))
-        return [SketchKey(target.provider, target.model, template) for _, target, template in most]
+        wanted = ((count, *target, name) for target, found in counts.items() for name, count in found.items())
+        return [SketchKey(*key) for _, *key in heapq.nlargest(MOST_ASKED, wanted, key=itemgetter(0))]
 
     def _prices_of(self, route: RouteName) -> tuple[Price, ...]:
         found = self._prices.get(route)
