@@ -20,9 +20,9 @@ from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.fingerprints import fingerprints
 from headrace_shared.ids import RouteName
-from headrace_shared.jsonvalue import JsonObject, write_json
+from headrace_shared.jsonvalue import JsonObject
 from headrace_shared.prices import PriceBook
-from headrace_shared.request import CheckedDocument, Endpoint
+from headrace_shared.request import Endpoint, check_document
 from headrace_shared.routes import Target
 from headrace_shared.sketches import Collected, Sketch, SketchKey, bucket_of, middle_of
 from headrace_shared.store import lengths
@@ -48,7 +48,7 @@ def request(prompt: str = "Sum up the following: {}", number: int = 0, **more: o
         "JsonObject",
         {"model": "cheap", "messages": [{"role": "user", "content": prompt.format(number)}]} | more,
     )
-    checked = CheckedDocument(CHAT, "cheap", write_json(document), repeatable=False)
+    checked = check_document(CHAT, document, max_body_bytes=10**6)
     return BatchRequest(number, str(number), checked, document, RouteName("cheap"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypeGuard
 
@@ -66,16 +67,10 @@ def read_object(body: bytes) -> tuple[JsonObject, bool]:
         InvalidRequest: not UTF-8, not JSON, NaN or Infinity, not an object, or too deep.
 
     """
-    repeated: list[str] = []
-
-    def build(pairs: list[tuple[str, Json]]) -> JsonObject:
-        built = dict(pairs)
-        if len(built) != len(pairs):
-            repeated.append("")
-        return built
-
+    reader = _READERS.mine
+    reader.repeats_keys = False
     try:
-        value: Json = json.loads(body.decode(), object_pairs_hook=build, parse_constant=_refuse_constant)
+        value: Json = reader.decoder.decode(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(field="body", reason=f"is not UTF-8 (byte {error.start})") from None
     except RecursionError:
@@ -84,7 +79,7 @@ def read_object(body: bytes) -> tuple[JsonObject, bool]:
         raise InvalidRequest(field="body", reason=f"is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InvalidRequest(field="body", reason="must be a JSON object")
-    return value, bool(repeated)
+    return value, reader.repeats_keys
 
 
 def refuse_nul(document: JsonObject) -> None:
@@ -144,6 +139,29 @@ def _find_nul(value: Json, path: str) -> str | None:
 def _refuse_constant(name: str) -> Json:
     raise ValueError(f"{name} is not a JSON number")
 
+
+class _Reader:
+    """A decoder, made once, that tells whether an object repeats a key."""
+
+    def __init__(self) -> None:
+        self.repeats_keys = False
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._build, parse_constant=_refuse_constant)
+
+    def _build(self, pairs: list[tuple[str, Json]]) -> JsonObject:
+        built = dict(pairs)
+        if len(built) != len(pairs):
+            self.repeats_keys = True
+        return built
+
+
+class _Readers(threading.local):
+    """One for each thread: what a reader has found is its own."""
+
+    def __init__(self) -> None:
+        self.mine = _Reader()
+
+
+_READERS = _Readers()
 
 _SURROGATE = "contains half of a surrogate pair, which UTF-8 cannot carry"
 _DEPTH = "is nested too deeply"

@@ -9,7 +9,7 @@ from typing import assert_never
 from headrace_shared.errors import BodyTooLarge, InvalidRequest
 from headrace_shared.handlers import HandlerEndpoint
 from headrace_shared.jsonvalue import Json, JsonObject, canonical_json, read_object, refuse_nul, write_json
-from headrace_shared.request_bounds import Endpoint, check_bounded, input_bound, output_bound
+from headrace_shared.request_bounds import Bounds, Endpoint, bounds_of, check_bounded
 
 __all__ = [
     "ENDPOINTS",
@@ -39,6 +39,7 @@ class CheckedDocument:
     model: str
     body: bytes
     """UTF-8 JSON: the caller's own bytes where it handed in bytes."""
+    bounds: Bounds
     repeatable: bool
     """Whether the same answer is expected each time it is asked."""
 
@@ -80,8 +81,7 @@ def check_request(
     """
     known = _find_endpoint(endpoint)
     encoded, document, digest = _read(known, body, max_body_bytes)
-    model, repeatable = _check(known, document)
-    return CheckedRequest(known, model, encoded, repeatable, digest)
+    return CheckedRequest(*_check(known, document, encoded), digest)
 
 
 def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) -> CheckedDocument:
@@ -98,17 +98,18 @@ def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) 
         raise BodyTooLarge(size=len(encoded), limit=max_body_bytes)
     if _NUL in encoded:
         refuse_nul(document)
-    model, repeatable = _check(known, document)
-    return CheckedDocument(known, model, encoded, repeatable)
+    return CheckedDocument(*_check(known, document, encoded))
 
 
-def _check(known: Endpoint, document: JsonObject) -> tuple[str, bool]:
-    """Return a request's model, and whether the same answer is expected each time it is asked."""
+def _check(
+    known: Endpoint, document: JsonObject, encoded: bytes
+) -> tuple[Endpoint, str, bytes, Bounds, bool]:
+    """Return what a checked request is made of, in the order of its fields."""
     model = _check_model(document.get("model"))
     _check_delivery(document)
     _check_content(known, document)
-    check_bounded(known, document)
-    return model, _is_repeatable(known, document)
+    bounds = check_bounded(known, document)
+    return known, model, encoded, bounds, _is_repeatable(known, document)
 
 
 def check_input(
@@ -159,8 +160,7 @@ def prepare(
 
     """
     document, _ = read_object(request_body)
-    bound = input_bound(endpoint, document, len(request_body))
-    output = output_bound(endpoint, document, default_max_output_tokens)
+    bounds = bounds_of(endpoint, document)
     body = request_body
     maximum = _missing_maximum(endpoint, document)
     if document.get("model") != target_model or (maximum is not None and maximum in document):
@@ -171,7 +171,11 @@ def prepare(
     elif maximum is not None:
         # An object that has a model has a member to put a comma after: cheaper than writing it anew.
         body = b'%b,"%b":%d}' % (body.rstrip()[:-1], maximum.encode(), default_max_output_tokens)
-    return PreparedRequest(body=body, input_bound=bound, output_bound=output)
+    return PreparedRequest(
+        body=body,
+        input_bound=bounds.input(len(request_body)),
+        output_bound=bounds.output(default_max_output_tokens),
+    )
 
 
 def _find_endpoint(endpoint: str) -> Endpoint:

@@ -44,6 +44,7 @@ _TEXT_PARTS = ("text", "refusal", "input_text", "output_text", "summary_text", "
 _IMAGE_PARTS = ("image_url", "input_image")
 _FILE_PARTS = ("file", "input_file")
 _CALL_ITEMS = ("function_call", "custom_tool_call")
+_WITH_SCHEMA = ("tools", "functions", "response_format", "text")
 _OUTPUT_ITEMS = ("function_call_output", "custom_tool_call_output")
 
 _UNBOUNDED_FIELDS = {
@@ -64,8 +65,30 @@ class _Measure:
     """Data URLs: bytes of the body that are no text."""
 
 
-def check_bounded(endpoint: Endpoint, document: JsonObject) -> None:
-    """Refuse a request whose cost has no upper bound.
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most tokens of a request, however large its body and the default maximum turn out to be."""
+
+    counts_bytes: bool
+    """Each byte of the body may be a token."""
+    beside: int
+    """Input tokens beside those; less than none where bytes of the body are no text."""
+    answers: int
+    """So many outputs, each at most as long as `maximum`; none where nothing is written in answer."""
+    maximum: int | None
+    """None where the request names none."""
+
+    def input(self, size: int) -> int:
+        """Return the most input tokens that a body of so many bytes can cost."""
+        return self.beside + size if self.counts_bytes else self.beside
+
+    def output(self, default: int) -> int:
+        """Return the most output tokens, ``default`` standing for a maximum that it does not name."""
+        return self.answers * (default if self.maximum is None else self.maximum)
+
+
+def check_bounded(endpoint: Endpoint, document: JsonObject) -> Bounds:
+    """Return how a request is bounded, and refuse one whose cost has no upper bound.
 
     Raises:
         InvalidRequest: names the part, and says that a hard budget cannot bound it.
@@ -83,17 +106,18 @@ def check_bounded(endpoint: Endpoint, document: JsonObject) -> None:
         )
     _check_modalities(document.get("modalities"))
     _check_tools(document.get("tools"))
-    output_bound(endpoint, document, 1)
-    input_bound(endpoint, document, 0)
+    return bounds_of(endpoint, document)
 
 
-def input_bound(endpoint: Endpoint, document: JsonObject, size: int) -> int:
-    """Return the most input tokens that a body of ``size`` bytes can cost.
+def bounds_of(endpoint: Endpoint, document: JsonObject) -> Bounds:
+    """Return the bounds of a request that was checked, in which only numbers and attachments may be wrong.
 
     Raises:
-        InvalidRequest: a part of it cannot be bounded.
+        InvalidRequest: a part cannot be bounded, or a maximum or the number of choices is no positive
+            whole number.
 
     """
+    answers, maximum = _outputs(endpoint, document)
     measure = _Measure()
     match endpoint:
         case Endpoint.CHAT_COMPLETIONS:
@@ -104,29 +128,19 @@ def input_bound(endpoint: Endpoint, document: JsonObject, size: int) -> int:
                 _measure_item(item, place, measure)
         case Endpoint.EMBEDDINGS:
             counted = _count_token_ids(document.get("input"))
-            return FRAMING_TOKENS + (size if counted is None else counted)
+            return Bounds(counted is None, FRAMING_TOKENS + (counted or 0), answers, maximum)
         case _:
             assert_never(endpoint)
-    has_schema = any(
-        document.get(name) is not None for name in ("tools", "functions", "response_format", "text")
-    )
-    return (
-        size
-        - measure.embedded_characters
-        + FRAMING_TOKENS
-        + (SCHEMA_TOKENS if has_schema else 0)
-        + measure.images * IMAGE_TOKENS
-        + (FILE_TOKENS if measure.files else 0)
-    )
+    beside = FRAMING_TOKENS - measure.embedded_characters + measure.images * IMAGE_TOKENS
+    if measure.files:
+        beside += FILE_TOKENS
+    if any([document.get(name) is not None for name in _WITH_SCHEMA]):  # noqa: C419 - quicker than a generator
+        beside += SCHEMA_TOKENS
+    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum)
 
 
-def output_bound(endpoint: Endpoint, document: JsonObject, default: int) -> int:
-    """Return the most output tokens of a request, ``default`` standing for a maximum it does not name.
-
-    Raises:
-        InvalidRequest: a maximum, or the number of choices, is not a positive whole number.
-
-    """
+def _outputs(endpoint: Endpoint, document: JsonObject) -> tuple[int, int | None]:
+    """Return how many outputs a request has, and how long it says that each may be."""
     match endpoint:
         case Endpoint.CHAT_COMPLETIONS:
             names = ("max_completion_tokens", "max_tokens")
@@ -134,11 +148,11 @@ def output_bound(endpoint: Endpoint, document: JsonObject, default: int) -> int:
             choices = _positive(document, "n") or 1
             if choices > MAX_CHOICES:
                 raise InvalidRequest(field="n", reason=f"must be at most {MAX_CHOICES}")
-            return choices * max(maxima, default=default)
+            return choices, max(maxima) if maxima else None
         case Endpoint.RESPONSES:
-            return _positive(document, "max_output_tokens") or default
+            return 1, _positive(document, "max_output_tokens")
         case Endpoint.EMBEDDINGS | Endpoint.MODERATIONS:
-            return 0
+            return 0, None
         case _:
             assert_never(endpoint)
 

@@ -215,8 +215,11 @@ def keys_of(alike: Alike, price: Price) -> Iterator[SketchKey]:
 
 def _per_token(price: Price, prompt_tokens: int) -> float:
     """Return the nano-USD of an output token behind a prompt of that length."""
-    step = [step for step in price.steps if prompt_tokens > step.above][-1]
-    return (step.output or 0) / TOKENS_PER_PRICE
+    output: int | None = 0
+    for step in price.steps:
+        if prompt_tokens > step.above:
+            output = step.output
+    return (output or 0) / TOKENS_PER_PRICE
 
 
 def _quantiles(mean: float, variance: float) -> tuple[float, float]:

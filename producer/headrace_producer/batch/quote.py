@@ -13,7 +13,6 @@ from headrace_producer.in_force import Snapshot
 from headrace_shared.fingerprints import fingerprints
 from headrace_shared.ids import RouteName
 from headrace_shared.prices import Price
-from headrace_shared.request_bounds import input_bound, output_bound
 from headrace_shared.sketches import Sketch, SketchKey
 
 Seen: TypeAlias = Callable[[Collection[SketchKey]], Awaitable[Mapping[SketchKey, Sketch]]]
@@ -41,8 +40,7 @@ class Quoter:
         checked = request.checked
         default = self.snapshot.configuration.defaults.max_output_tokens
         size = len(checked.body)
-        read = input_bound(checked.endpoint, request.document, size)
-        written = output_bound(checked.endpoint, request.document, default)
+        read, written = checked.bounds.input(size), checked.bounds.output(default)
         templates = fingerprints(checked.endpoint, request.document)
         alike = Alike(request.route, templates, written, size.bit_length())
         group = self._groups.get(alike)
@@ -51,7 +49,7 @@ class Quoter:
         group.requests += 1
         group.body_bytes += size
         group.most_input_tokens += read
-        worst = max(price.worst_case(read, written) for price in self._prices_of(request.route))
+        worst = max([price.worst_case(read, written) for price in self._prices_of(request.route)])
         group.most += worst
         group.dearest = max(group.dearest, worst)
 
