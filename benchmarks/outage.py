@@ -12,6 +12,9 @@ from figures import Figure, progress
 from stage import Stage, open_stage, requests
 
 from headrace_shared.configuration import Configuration
+from headrace_shared.dispatch import breakers
+from headrace_shared.dispatch.connection import Redis
+from headrace_shared.routes import Target
 from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 
@@ -20,8 +23,9 @@ _WORKERS, _SLOTS = 4, 50
 _CALM = Behaviour(latency=timedelta(milliseconds=200))
 _DOWN = Behaviour(outage=True)
 _BEFORE_SECONDS = 10
-_SETTLED_SECONDS = 5
+_SETTLED_SECONDS = 2
 """After so long an open breaker is known everywhere, and what was under way has come back."""
+_TARGET = Target("openai", "gpt-4o-mini")
 
 _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 1800
@@ -75,6 +79,7 @@ async def measure(jobs: int) -> list[Figure]:
             before, down = provider.books.total.requests, time.monotonic()
             progress(f"{name}: down")
             provider.behave(_DOWN)
+            opening = asyncio.create_task(_opened(stage))
             await _load(stage, seconds)
             up, during = time.monotonic(), provider.books.total.requests - before
             provider.behave(_CALM)
@@ -82,18 +87,29 @@ async def measure(jobs: int) -> list[Figure]:
             await _until_ended(stage)
             watching.cancel()
         asked = _BEFORE_SECONDS * _RATE + round(seconds) * _RATE
-        probes = watch.most_within(cooldown, down + _SETTLED_SECONDS, up)
+        opened = await opening
+        probes = watch.most_within(cooldown, opened + _SETTLED_SECONDS, up)
         back = watch.full_rate_at(up) - up
         unhappy = int(await stage.connection.fetchval(_UNHAPPY))
         amplification = provider.books.total.requests / asked
         return [
             Figure(name, "jobs", asked, "jobs"),
+            Figure(name, "until its breaker was open", opened - down, "s"),
             Figure(name, "calls while it was down", during, "calls"),
             Figure(name, "calls / jobs", amplification, "x", at_most=1.1),
             Figure(name, f"most probes within a cooldown of {cooldown:.0f} s", probes, "calls", at_most=1),
             Figure(name, "until the full rate is back", back, "s", at_most=2 * cooldown),
             Figure(name, "jobs that did not succeed", unhappy, "jobs", at_most=0),
         ]
+
+
+async def _opened(stage: Stage) -> float:
+    """Return when the fleet's breaker was open."""
+    window, redis = Configuration.default().breaker.window, Redis(stage.redis_url)
+    while not (await breakers.view(redis, _TARGET, window)).is_open:
+        await asyncio.sleep(_LOOK_SECONDS)
+    await redis.close()
+    return time.monotonic()
 
 
 async def _load(stage: Stage, seconds: float) -> None:
