@@ -1,6 +1,6 @@
 """The run of a job: one value through a visible list of named steps.
 
-    guard -> handle -> share -> route -> hold -> admit -> breaker -> retry_budget -> journal -> lease
+    guard -> handle -> share -> route -> hold -> retry_budget -> admit -> breaker -> journal -> lease
           -> call -> settle
 
 Each step takes the run and returns it with what it found out. A step that ends the run

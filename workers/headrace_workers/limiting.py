@@ -140,6 +140,12 @@ class Limiter:
             self._refuse(self._reports[own], reply)
         self._news.set()
 
+    def pass_by(self, target: Target) -> None:
+        """Take note of a claimed job that did not come to its call."""
+        for name in limiters_of(target):
+            self._report_of(name).passed_by += 1
+        self._news.set()
+
     def _refuse(self, report: Report, reply: Refused) -> None:
         kind = exceeded_kind(read_told(reply.limit_headers), reply.failure.message)
         report.refused[kind] = report.refused.get(kind, 0) + 1

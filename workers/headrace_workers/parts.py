@@ -72,9 +72,9 @@ def steps_of(parts: Parts) -> tuple[Step, ...]:
         Hold(
             parts.budgets, parts.dispatch, Downgrade(parts.configured, parts.choosing), Refusals(parts.pool)
         ),
+        RetryBudget(parts.retry_budget, parts.breakers),
         Admit(parts.limiter),
         Breaker(parts.breakers),
-        RetryBudget(parts.retry_budget),
         Journal(parts.pool, parts.budgets),
         Lease(parts.leases),
         Call(parts.clients, parts.breakers),

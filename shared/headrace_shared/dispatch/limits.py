@@ -114,6 +114,8 @@ class Report:
     """What the provider asked to wait."""
     refused_age: timedelta = timedelta(0)
     """Since the first of those calls was sent that were refused."""
+    passed_by: int = 0
+    """Jobs that were claimed for a call and did not come to it."""
     given_back: list[str] = field(default_factory=list[str])
     kept: list[str] = field(default_factory=list[str])
 
@@ -228,6 +230,7 @@ def _arguments(one: Report) -> list[Argument]:
         one.refused.get(LimitKind.TOKENS, 0),
         _NONE if one.wait is None else milliseconds(one.wait),
         milliseconds(one.refused_age),
+        one.passed_by,
         len(one.given_back),
         len(one.kept),
         *one.given_back,

@@ -65,8 +65,7 @@ class Settle:
 
     async def __call__(self, run: Run) -> Again | Outcome:
         """Return how the run goes on, or how it ended."""
-        if run.admission is not None:
-            self._limiter.settle(run.admission, run.reply)
+        self._settle_limits(run)
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
         self._learn(run)
@@ -96,6 +95,13 @@ class Settle:
         if onward and isinstance(outcome, Retry | Failed):
             self._metrics.retried(outcome.failure.error_class)
         return onward or outcome
+
+    def _settle_limits(self, run: Run) -> None:
+        if run.admission is not None:
+            self._limiter.settle(run.admission, run.reply)
+        elif run.call == 1 and run.target is not None and not _is_within(run):
+            # It was claimed for a call that was not let go: another job may be, in its place.
+            self._limiter.pass_by(run.target)
 
     def _learn(self, run: Run) -> None:
         if run.target is None:

@@ -1,12 +1,13 @@
 -- Learn from what calls came to: settle what they reserved, give back their permits, take note of what
 -- the provider said of its limits, and slow down the whole fleet when it refused some.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
--- ARGV: for each limiter 21 values:
+-- ARGV: for each limiter 22 values:
 --       name, lease of a permit in ms, calls answered, their tokens, those that they had reserved, their
 --       input tokens, the most these were said to be, their output tokens, then for requests and for
 --       tokens each the limit, what is left and the ms until it is whole (-1: not said), the ms since the
 --       provider said so; calls refused for requests, for tokens, the ms to wait (-1: not said), the ms
---       since the first of these was sent; permits given back, and those that are kept; then so many ids
+--       since the first of these was sent; jobs that were claimed and came to no call; permits given back,
+--       and those that are kept; then so many ids
 -- Returns the standing of each limiter.
 local MOMENT = 2000 -- ms in which little can be learnt: what happens in it is of one piece
 local now = now_ms()
@@ -80,16 +81,17 @@ while i <= #ARGV do
     for place, kind in ipairs(KINDS) do
         if number(14 + place) > 0 then cut(l, kind, number(17), number(18)) end
     end
-    local given_back, kept = number(19), number(20)
+    if number(19) > 0 and l.claimed then claim_more(l, -number(19), now) end
+    local given_back, kept = number(20), number(21)
     for id = 1, given_back + kept do
         if id <= given_back then
-            redis.call('ZREM', PERMITS .. l.name, ARGV[i + 20 + id])
+            redis.call('ZREM', PERMITS .. l.name, ARGV[i + 21 + id])
         elseif l.caps.concurrent then
-            redis.call('ZADD', PERMITS .. l.name, now + number(1), ARGV[i + 20 + id])
+            redis.call('ZADD', PERMITS .. l.name, now + number(1), ARGV[i + 21 + id])
         end
     end
     reply[#reply + 1] = standing(l, now)
-    i = i + 21 + given_back + kept
+    i = i + 22 + given_back + kept
 end
 store_limiters()
 return reply

@@ -1,0 +1,79 @@
+"""Leave for a call that is not made after all keeps nobody else waiting."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+import pytest
+
+from headrace_shared.dispatch import keys, limits
+from headrace_shared.dispatch.dispatch import Dispatch
+from headrace_shared.ids import WorkerId
+from headrace_shared.job import ClaimedJob
+from headrace_shared.money import NanoUSD
+from headrace_shared.outcome import Cancelled, Failed, Outcome, Snoozed, Succeeded, WaitReason
+from headrace_shared.settings import load_settings
+from headrace_shared.store import claims
+from headrace_shared.store.money import BudgetPolicy, WindowKind
+from headrace_shared.store.pool import Pool
+from headrace_shared.testing.jobs import LANE, MODEL, Jobs
+from headrace_workers.execution import Road, Run, Step
+from headrace_workers.parts import Parts, execution_of, open_parts, steps_of
+from headrace_workers.steps.journal import Journal
+
+pytestmark = pytest.mark.usefixtures("environment", "silent")
+
+LEASE = timedelta(minutes=1)
+ONE_AT_A_TIME = {"limits": {f"openai/{MODEL}": {"concurrent": 1}}}
+
+
+@pytest.fixture
+async def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
+    jobs = Jobs(pool, dispatch)
+    await jobs.configure(ONE_AT_A_TIME)
+    return jobs
+
+
+@pytest.fixture
+async def parts(jobs: Jobs) -> AsyncIterator[Parts]:
+    del jobs
+    async with open_parts(load_settings(), WorkerId("w")) as parts:
+        yield parts
+
+
+async def claim(parts: Parts) -> Sequence[ClaimedJob]:
+    found = await parts.dispatch.claim(10, {LANE: 1}, LEASE, LEASE)
+    ids = [entry.id for entry in found.entries]
+    return (await claims.claim_jobs(parts.pool, ids, WorkerId("w"), LEASE)).jobs
+
+
+def until_the_journal(parts: Parts) -> Sequence[Step]:
+    steps = steps_of(parts)
+    return steps[: next(place for place, step in enumerate(steps) if isinstance(step, Journal))]
+
+
+async def test_a_retry_that_has_to_wait_takes_no_room_under_the_limits(jobs: Jobs, parts: Parts) -> None:
+    await jobs.add(1)
+    while await parts.retry_budget.wait_of("openai") is None:
+        pass
+    [job] = await claim(parts)
+
+    async def settle(run: Run) -> Outcome:
+        return run.outcome or Succeeded()
+
+    retry = Run.of(job)._replace(is_retry=True)
+    run, outcome = await Road(until_the_journal(parts), settle).go(retry, Cancelled)
+    assert isinstance(outcome, Snoozed)
+    assert outcome.reason is WaitReason.RETRY
+    assert run.admission is None
+
+
+async def test_a_job_that_comes_to_no_call_leaves_its_place_to_another(jobs: Jobs, parts: Parts) -> None:
+    await limits.publish(parts.redis, parts.configured.now.version, parts.configured.now.configuration)
+    await parts.budgets.set("global", WindowKind.TOTAL, NanoUSD(1), BudgetPolicy.WAIT)
+    await jobs.add(1)
+    [job] = await claim(parts)
+    limiter = keys.LIMITER + f"openai/{MODEL}"
+    assert float((await parts.redis.hash(limiter))["claimed"]) == 1
+    assert isinstance(await execution_of(parts).run(job), Failed)
+    await parts.limiter.report()
+    assert float((await parts.redis.hash(limiter))["claimed"]) == 0
