@@ -102,6 +102,15 @@ async def test_those_that_are_refused_together_wait_in_their_order(process: Proc
     assert waits[-1] > 2 * waits[0]
 
 
+async def test_many_that_are_refused_do_not_come_back_together(process: Process) -> None:
+    """Seven hundred within some seconds would take the turns of everybody else."""
+    one = process()
+    _, waits = await one.retry(700)
+    most = max(sum(later <= wait < later + timedelta(seconds=10) for wait in waits) for later in waits[150:])
+    assert most < 70
+    assert waits[-1] < timedelta(minutes=6)
+
+
 async def test_providers_have_budgets_of_their_own(process: Process) -> None:
     one = process()
     assert (await one.retry(20))[0] == 10

@@ -19,8 +19,13 @@ from headrace_workers.configured import Configured
 
 _random = random.SystemRandom()
 
-_LONGEST_WAIT = timedelta(seconds=30)
+_LONG_WAIT = timedelta(seconds=30)
 """There may be more successes by then, and so more room than the pace of now."""
+
+_QUICKER = 4
+"""So much sooner than at that pace come those whose turn is later; together they would hold up others."""
+
+_LONGEST_WAIT = timedelta(minutes=5)
 
 
 class RetryBudget:
@@ -74,4 +79,5 @@ class RetryBudget:
 
 
 def _spread(wait: timedelta) -> timedelta:
-    return min(wait, _LONGEST_WAIT) * (1 + 0.2 * _random.random())
+    sooner = max(min(wait, _LONG_WAIT), wait / _QUICKER)
+    return min(sooner, _LONGEST_WAIT) * (1 + 0.2 * _random.random())
