@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test conformance check chaos-smoke chaos-long bench bench-budgets bench-fairness bench-limits bench-outage bench-quote bench-sharing recovery pins local
+.PHONY: help install demo up test mutations conformance check chaos-smoke chaos-long bench bench-budgets bench-fairness bench-limits bench-outage bench-quote bench-sharing recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -25,8 +25,11 @@ demo: .venv/.installed $(if $(filter local,$(PROVIDER)),.venv/.local) ## the mai
 up: .venv/.installed ## servers and workers in this terminal
 	$(BIN)/headrace up $(ARGS)
 
-test: .venv/.installed ## the whole test suite
-	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+test: .venv/.installed ## the test suite
+	$(BIN)/pytest -n 4 --dist worksteal -m "not mutations" $(ARGS)
+
+mutations: .venv/.installed ## each mechanism of recovery switched off once; its test must fail
+	$(BIN)/pytest -n 4 --dist worksteal tests/test_mutations.py $(ARGS)
 
 conformance: .venv/.installed ## store and dispatch, on the servers that HEADRACE_TEST_*_URL name
 	$(BIN)/pytest -n 3 --dist worksteal -m conformance $(ARGS)

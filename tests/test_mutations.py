@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Servers
-from mutations import MUTATIONS, Mutation
+from mutations import EACH_TIME, MORE, Mutation
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("shared", "producer", "workers")
@@ -23,7 +23,13 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.mechanism)
+MUTATIONS = (
+    *(pytest.param(each, id=each.mechanism) for each in EACH_TIME),
+    *(pytest.param(each, id=each.mechanism, marks=pytest.mark.mutations) for each in MORE),
+)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mechanism_that_is_missing_is_missed(mutation: Mutation, copy: Path, servers: Servers) -> None:
     file = copy / mutation.file
     text = file.read_text(encoding="utf-8")

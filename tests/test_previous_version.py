@@ -56,7 +56,9 @@ def git(*arguments: str) -> bytes:
 
 def commit_before_the_newest_migration() -> str:
     newest = f"{MIGRATIONS}/{migrations()[-1].name}.sql"
-    added = git("log", "--diff-filter=A", "--format=%H", "--", newest).decode().split()
+    # A merge counts as the commit that brought it.
+    log = ("log", "--first-parent", "-m", "--diff-filter=A", "--format=%H")
+    added = git(*log, "--", newest).decode().split()
     # One that is not committed yet: the last commit is the version before.
     before = f"{added[-1]}~1" if added else "HEAD"
     return git("rev-parse", "--verify", f"{before}^{{commit}}").decode().strip()
