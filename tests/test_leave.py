@@ -15,6 +15,7 @@ from headrace_shared.settings import load_settings
 from headrace_shared.store import claims
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
+from headrace_shared.testing.clock import script
 from headrace_shared.testing.jobs import LANE, MODEL, Jobs
 from headrace_workers.execution import Road, Run, Step
 from headrace_workers.parts import Parts, execution_of, open_parts, steps_of
@@ -23,6 +24,7 @@ from headrace_workers.steps.journal import Journal
 pytestmark = pytest.mark.usefixtures("environment", "silent")
 
 LEASE = timedelta(minutes=1)
+_NEXT_LOOK = script("return redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]")
 ONE_AT_A_TIME = {"limits": {f"openai/{MODEL}": {"concurrent": 1}}}
 
 
@@ -70,10 +72,14 @@ async def test_a_retry_that_has_to_wait_takes_no_room_under_the_limits(jobs: Job
 async def test_a_job_that_comes_to_no_call_leaves_its_place_to_another(jobs: Jobs, parts: Parts) -> None:
     await limits.publish(parts.redis, parts.configured.now.version, parts.configured.now.configuration)
     await parts.budgets.set("global", WindowKind.TOTAL, NanoUSD(1), BudgetPolicy.WAIT)
-    await jobs.add(1)
+    await jobs.add(2)
     [job] = await claim(parts)
+    assert await claim(parts) == []
+    looks_again = await parts.redis.evaluate(_NEXT_LOOK, [keys.WAITING])
     limiter = keys.LIMITER + f"openai/{MODEL}"
     assert float((await parts.redis.hash(limiter))["claimed"]) == 1
     assert isinstance(await execution_of(parts).run(job), Failed)
     await parts.limiter.report()
     assert float((await parts.redis.hash(limiter))["claimed"]) == 0
+    assert str(await parts.redis.evaluate(_NEXT_LOOK, [keys.WAITING])) < str(looks_again)
+    assert len(await claim(parts)) == 1

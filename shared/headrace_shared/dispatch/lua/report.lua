@@ -70,7 +70,17 @@ local function cut(l, kind, wait, age)
     put(l, kind .. '.cut_at', now)
 end
 
-local reply, i = {}, 1
+-- Queues that wait for room look for it now: somebody has made some.
+local function look_again()
+    for _, queue in ipairs(redis.call('ZRANGEBYSCORE', WAITING, now, now + AHEAD, 'LIMIT', 0, 100)) do
+        if redis.call('SISMEMBER', PARKED, queue) == 1 then
+            redis.call('ZADD', WAITING, now, queue)
+            ring(BELL .. lane_of(queue))
+        end
+    end
+end
+
+local reply, i, made_room = {}, 1, false
 while i <= #ARGV do
     local function number(place) return tonumber(ARGV[i + place]) end
     local l = limiter(ARGV[i], now)
@@ -81,7 +91,10 @@ while i <= #ARGV do
     for place, kind in ipairs(KINDS) do
         if number(14 + place) > 0 then cut(l, kind, number(17), number(18)) end
     end
-    if number(19) > 0 and l.claimed then claim_more(l, -number(19), now) end
+    if number(19) > 0 and l.claimed then
+        claim_more(l, -number(19), now)
+        made_room = true
+    end
     local given_back, kept = number(20), number(21)
     for id = 1, given_back + kept do
         if id <= given_back then
@@ -94,4 +107,5 @@ while i <= #ARGV do
     i = i + 22 + given_back + kept
 end
 store_limiters()
+if made_room then look_again() end
 return reply
