@@ -21,6 +21,7 @@ from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import InvalidInput
 from headrace_shared.ids import Lane, RouteName, Tenant
 from headrace_shared.job import Queue
+from headrace_shared.money import NanoUSD
 from headrace_shared.settings import Settings
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
@@ -76,6 +77,16 @@ async def test_the_same_file_again_enqueues_nothing(connections: Connections, pa
     assert (first.created, first.enqueued, second.created, second.enqueued) == (True, 10, False, 0)
     assert first.batch_id == second.batch_id
     assert await jobs(connections.pool) == every(10)
+
+
+async def test_a_limit_that_comes_too_late_is_refused(connections: Connections, path: Path) -> None:
+    await submit(connections, of(path))
+    late = replace(of(path), max_cost=NanoUSD(5 * 10**9))
+    with pytest.raises(InvalidInput, match=r"already, without --max-cost: .*set batch:\S+ --limit 5\.0"):
+        await submit(connections, late)
+    limited = await submit(connections, replace(late, again=True))
+    assert limited.created
+    assert (await submit(connections, late)).batch_id == limited.batch_id
 
 
 async def test_its_jobs_wait_in_the_queue_of_their_lane(connections: Connections, path: Path) -> None:

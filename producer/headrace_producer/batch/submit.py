@@ -113,6 +113,7 @@ class Submitter:
             digest = file.digest(*submission.form.settings)
             known = await self._find(submission, digest)
             if known is not None and known.enqueued >= known.batch.total:
+                await self._check_limited(submission, known.batch.id)
                 opened = batches.OpenedBatch(known.batch.id, created=False)
                 return await self._finish(submission, opened, known.batch.total, 0, None)
             survey = await self._survey(submission, file, digest)
@@ -146,6 +147,17 @@ class Submitter:
                 "are no longer kept: --again makes a new batch of it."
             )
         return known
+
+    async def _check_limited(self, submission: Submission, batch_id: BatchId) -> None:
+        """Refuse a limit that would come too late: the batch is enqueued, and has none."""
+        scope = batch_scope(batch_id)
+        if submission.max_cost is None or await has_budget(self._connections.pool, scope):
+            return
+        raise InvalidInput(
+            reason=f"{submission.path} is enqueued already, without --max-cost: "
+            f"'headrace budgets set {scope} --limit {submission.max_cost / 10**9:f}' "
+            "limits what is left of it, --again makes a new batch."
+        )
 
     async def _survey(self, submission: Submission, file: BatchFile, digest: bytes) -> Survey:
         snapshot = await self._in_force.now()
