@@ -2,7 +2,7 @@
 UV := requirements/uv.sh
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test mutations conformance check chaos-smoke chaos-long bench bench-budgets bench-fairness bench-limits bench-outage bench-quote bench-sharing recovery pins local
+.PHONY: help install demo up test mutations conformance check check-style check-mypy check-pyright check-files chaos-smoke chaos-long bench bench-budgets bench-fairness bench-limits bench-outage bench-quote bench-sharing recovery pins local
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -34,12 +34,20 @@ mutations: .venv/.installed ## each mechanism of recovery switched off once; its
 conformance: .venv/.installed ## store and dispatch, on the servers that HEADRACE_TEST_*_URL name
 	$(BIN)/pytest -n 3 --dist worksteal -m conformance $(ARGS)
 
-check: .venv/.installed ## formatting, types, layers, pins, deployment files
+check: check-style check-mypy check-pyright check-files ## formatting, types, layers, pins, deployment files
+
+check-style: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+check-mypy: .venv/.installed
+	$(BIN)/mypy
+
+check-pyright: .venv/.installed
+	$(BIN)/pyright
+
+check-files: .venv/.installed
 	requirements/compile.sh --check
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint deploy/Dockerfile

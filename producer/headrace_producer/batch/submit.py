@@ -22,7 +22,7 @@ from headrace_producer.timing import AT_ONCE, Timing
 from headrace_shared.budgets import Budgets
 from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailable
 from headrace_shared.ids import BatchId, Tenant
-from headrace_shared.money import NanoUSD
+from headrace_shared.money import NanoUSD, format_usd
 from headrace_shared.scopes import batch_scope
 from headrace_shared.store import batches, lengths
 from headrace_shared.store.money import BudgetPolicy, WindowKind, has_budget
@@ -277,5 +277,5 @@ def check_cost(submission: Submission, quote: Quote) -> None:
         raise InvalidInput(
             reason=f"One request of {submission.path} could cost up to {dollars(quote.dearest)} by itself "
             f"(all {quote.requests:,} up to {dollars(quote.most)}), which is more than --max-cost "
-            f"{dollars(submission.max_cost)}: nothing was enqueued."
+            f"{format_usd(submission.max_cost)}: nothing was enqueued."
         )

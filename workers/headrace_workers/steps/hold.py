@@ -128,4 +128,7 @@ class Hold:
 
 def _exhausted(what: str, missing: NanoUSD, amount: NanoUSD) -> Failed:
     sentence = f"{what} lacks {format_usd(missing)} of the {format_usd(amount)} that this call can cost"
+    if missing > amount:
+        over = format_usd(NanoUSD(missing - amount))
+        sentence = f"{what} is over its limit by {over}, and this call can cost {format_usd(amount)}"
     return Failed(Failure(ErrorClass.BUDGET_EXHAUSTED, sentence))
