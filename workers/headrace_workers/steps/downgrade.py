@@ -29,9 +29,14 @@ class Downgrade:
         for target in sorted(left, key=self._choosing.is_in_trouble):
             offer = offer_of(now, run.ask, target)
             if offer is not None and offer.most < than:
-                timeouts = route.timeouts.get(target)
-                instead = run._replace(target=target, price=offer.price, request=offer.request)
-                yield instead._replace(timeouts=timeouts, downgraded=True), offer.most
+                instead = run._replace(
+                    target=target,
+                    price=offer.price,
+                    request=offer.request,
+                    timeouts=route.timeouts.get(target),
+                    downgraded=True,
+                )
+                yield instead, offer.most
 
     def taken(self, run: Run, instead: Run) -> None:
         """Count the call where it goes now."""
