@@ -13,6 +13,7 @@ import pytest
 
 from headrace_shared import errors
 from headrace_shared.embedded import EmbeddedServers, binaries, embedded_servers, find_running, join
+from headrace_shared.testing.jobs import eventually
 
 PARTICIPANT = """
 import asyncio, sys
@@ -77,6 +78,12 @@ def postmaster_pid(folder: Path) -> int:
     return int((folder / ".headrace" / "postgres" / "postmaster.pid").read_text().splitlines()[0])
 
 
+def own_children() -> list[str]:
+    lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+    names = [Path(f"/proc/{pid}/comm") for pid in " ".join(lists).split()]
+    return [name.read_text().strip() for name in names if name.exists()]
+
+
 async def test_the_last_one_out_stops_the_servers(tmp_path: Path) -> None:
     async with embedded_servers(tmp_path, durable=False) as servers:
         other = await asyncio.to_thread(Participant, "join", tmp_path)
@@ -133,6 +140,18 @@ async def test_a_crashed_server_is_started_again_at_its_address(tmp_path: Path, 
         assert again == servers
         assert await query(servers, "SELECT value FROM kept") == 7
         assert await ask_valkey(servers, "PING") == "+PONG\r\n"
+
+
+async def test_a_server_that_ends_while_it_is_joined_is_started_again(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        servers = await stack.enter_async_context(embedded_servers(tmp_path))
+        frozen = postmaster_pid(tmp_path)
+        os.kill(frozen, signal.SIGSTOP)  # its socket takes connections still
+        entering = asyncio.ensure_future(stack.enter_async_context(embedded_servers(tmp_path)))
+        await eventually(lambda: asyncio.to_thread(own_children), lambda names: "pg_isready" in names)
+        os.kill(frozen, signal.SIGKILL)
+        assert await entering == servers
+        assert await query(servers, "SELECT 1") == 1
 
 
 async def test_a_copied_folder_has_servers_of_its_own(tmp_path: Path) -> None:

@@ -44,12 +44,14 @@ class Postgres:
     def ensure_running(self, *, durable: bool) -> None:
         if self.process.is_running() and not record.answers(record.postgres_socket(self.sockets)):
             self.stop()
-        if not self.process.is_running():
-            self._initialise()
-            self._remove_leftovers()
-            settings = {**SETTINGS, **({} if durable else THROW_AWAY)}
-            self.process.spawn(self._command({**settings, "unix_socket_directories": str(self.sockets)}))
-        self.process.wait_until_ready(self._is_ready)
+        if self.process.is_running() and self.process.becomes_ready(self._is_ready):
+            return
+        self._initialise()
+        self._remove_leftovers()
+        settings = {**SETTINGS, **({} if durable else THROW_AWAY)}
+        self.process.spawn(self._command({**settings, "unix_socket_directories": str(self.sockets)}))
+        if not self.process.becomes_ready(self._is_ready):
+            raise self.process.failed("it ended while starting")
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Fast: sessions end, the data is written. Immediate: as in a crash; the next start recovers."""

@@ -89,14 +89,16 @@ class Process:
             extra_groups=self.user.extra_groups,
         )
 
-    def wait_until_ready(self, ready: Callable[[], bool]) -> None:
+    def becomes_ready(self, ready: Callable[[], bool]) -> bool:
+        """Wait until it is ready, or has ended: it may have been about to when it was looked at last."""
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             if not self.is_running():
-                raise self.failed("it ended while starting")
+                return False
             if time.monotonic() > deadline:
                 raise self.failed(f"it was not ready after {START_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
+        return True
 
     def wait_until_gone(self, seconds: float = STOP_SECONDS) -> bool:
         deadline = time.monotonic() + seconds

@@ -38,13 +38,15 @@ class Valkey:
         path = record.valkey_socket(self.sockets)
         if self.process.is_running() and not record.answers(path):
             self.stop()
-        if not self.process.is_running():
-            self.process.user.let_use(binaries.installed(binaries.valkey()))
-            path.unlink(missing_ok=True)
-            options = {**SETTINGS, "unixsocket": str(path), "appendonly": "yes" if durable else "no"}
-            arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-            self.process.spawn([str(binaries.valkey()), *arguments])
-        self.process.wait_until_ready(self._is_ready)
+        if self.process.is_running() and self.process.becomes_ready(self._is_ready):
+            return
+        self.process.user.let_use(binaries.installed(binaries.valkey()))
+        path.unlink(missing_ok=True)
+        options = {**SETTINGS, "unixsocket": str(path), "appendonly": "yes" if durable else "no"}
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        self.process.spawn([str(binaries.valkey()), *arguments])
+        if not self.process.becomes_ready(self._is_ready):
+            raise self.process.failed("it ended while starting")
 
     def stop(self) -> None:
         self._ask(b"SHUTDOWN\r\n")

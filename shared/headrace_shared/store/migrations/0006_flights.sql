@@ -25,10 +25,12 @@ CREATE TABLE headrace.flights (
 CREATE INDEX flights_leader ON headrace.flights (leader);
 CREATE INDEX jobs_follows ON headrace.jobs (follows) WHERE follows IS NOT NULL;
 
--- Whether a job leads on: it runs, or it will without waiting for a budget that others may not need.
+-- Whether a job leads on: it runs, or it is about to. One that waits for a budget, for long, or for
+-- nobody who takes it up (its lane is paused, or has no worker) keeps others waiting that could go.
 CREATE FUNCTION headrace.leads_on(leader uuid) RETURNS boolean LANGUAGE sql STABLE
 AS $$ SELECT EXISTS (SELECT FROM headrace.jobs j WHERE j.id = leader
-          AND (j.state = 'running' OR (j.state = 'queued' AND j.waiting_for IS DISTINCT FROM 'budget'))) $$;
+          AND (j.state = 'running' OR (j.state = 'queued' AND j.waiting_for IS DISTINCT FROM 'budget'
+              AND j.run_at BETWEEN headrace.now() - interval '1 minute' AND headrace.now() + interval '1 minute'))) $$;
 
 -- End the flights of leaders that lead no more: what succeeded, or can succeed for nobody, ends
 -- those that follow as well; of anything else one of them takes the leader's place. Returns the

@@ -1,6 +1,3 @@
--- A leader that waits for long, or for nobody who takes it up (its lane is paused, or has no worker), keeps
--- others waiting that could go: it gives its place away.
---
 -- A leader that waits for a budget leads on while it is about to try again, as one that waits for
 -- anything else does. Giving its place away writes the rows of all that follow it: where money is
 -- short each of them would do so twice a second.
