@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from headrace_shared.allowance import Allowance
 from headrace_shared.budgets import Budgets, Held, HoldRequest
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
@@ -61,13 +62,17 @@ class Doomed:
         (job,) = taken.jobs
         return job
 
-    async def open_call(self, job: ClaimedJob) -> Held:
+    async def intend(self, job: ClaimedJob) -> tuple[int, Intent]:
+        """Hold money for a call: its epoch, and the intent that is to be written under it."""
         scopes = scopes_of(job, job.queue.route)
         (held,) = await self.budgets.hold([HoldRequest(hold_id(job.id, job.run, FIRST), AMOUNT, scopes)])
         assert isinstance(held, Held)
         intent = Intent(job.id, job.run, FIRST, "openai", MODEL, held.id, AMOUNT, held.at, scopes, "test")
-        assert await runs.open_calls(self.pool, held.epoch, [intent]) == {(job.id, intent.call)}
-        return held
+        return held.epoch, replace(intent, has_allowance=job.allowance is not None)
+
+    async def open_call(self, job: ClaimedJob) -> None:
+        epoch, intent = await self.intend(job)
+        assert await runs.open_calls(self.pool, epoch, [intent]) == {(job.id, intent.call)}
 
     async def crash(self, job_id: JobId, *, alone: bool = False) -> ClaimedJob:
         job = await self.claim(job_id, alone=alone)
@@ -411,6 +416,40 @@ async def test_an_intent_that_arrives_after_its_run_is_not_held_for_ever(
     assert [call["state"] for call in await jobs.calls(job_id)] == ["suspense"]
     assert await spent(redis) == {"held": 0, "suspense": AMOUNT}
     assert await jobs.spend() == await jobs.ledger()
+
+
+async def claim_out_of_time(doomed: Doomed, clock: Clock) -> ClaimedJob:
+    """Claim a job that may cost one call and a bit, and outlive its lease."""
+    (job_id,) = await doomed.jobs.add()
+    await doomed.pool.execute("UPDATE headrace.jobs SET max_cost_nano = $1", AMOUNT + 1)
+    job = await doomed.claim(job_id)
+    await clock.advance(LEASE + timedelta(seconds=1))
+    return job
+
+
+async def test_a_row_is_not_taken_from_an_intent_that_its_next_run_could_not_see(
+    doomed: Doomed, clock: Clock
+) -> None:
+    job = await claim_out_of_time(doomed, clock)
+    epoch, intent = await doomed.intend(job)
+    async with doomed.pool.acquire() as connection, connection.transaction():
+        assert await runs.open_calls(connection, epoch, [intent]) == {(job.id, FIRST)}
+        assert await lost.reap(doomed.pool) == []
+    assert [reaped.id for reaped in await lost.reap(doomed.pool)] == [job.id]
+    again = await doomed.claim(job.id)
+    assert again.allowance == Allowance(NanoUSD(AMOUNT + 1), spent=AMOUNT)
+
+
+async def test_an_intent_waits_for_who_takes_its_row_and_comes_too_late(doomed: Doomed, clock: Clock) -> None:
+    job = await claim_out_of_time(doomed, clock)
+    epoch, intent = await doomed.intend(job)
+    async with doomed.pool.acquire() as connection, connection.transaction():
+        assert [reaped.id for reaped in await lost.reap(connection)] == [job.id]
+        writing = asyncio.create_task(runs.open_calls(doomed.pool, epoch, [intent]))
+        await eventually(lambda: waiting(doomed.pool), lambda count: count == 1)
+    assert await writing == set()
+    again = await doomed.claim(job.id)
+    assert again.allowance == Allowance(NanoUSD(AMOUNT + 1))
 
 
 async def test_holds_without_a_call_are_given_back(

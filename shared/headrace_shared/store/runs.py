@@ -48,6 +48,8 @@ class Intent:
     step: str | None = None
     """The name of a handler's call; with the digest, a later run knows its answer by it."""
     digest: bytes | None = None
+    has_allowance: bool = False
+    """The job may cost so much and no more: its later runs count this call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ async def open_calls(
         [intent.endpoint for intent in intents],
         [intent.step for intent in intents],
         [intent.digest for intent in intents],
+        [intent.job_id for intent in intents if intent.has_allowance],
     )
     return {(JobId(row["job_id"]), CallNumber(row["call"])) for row in rows}
 

@@ -10,6 +10,11 @@ WITH fence AS MATERIALIZED (
     -- Where holds are rows the intent takes the place of its own, so that nothing counts twice.
     DELETE FROM headrace.holds h USING fence
     WHERE (SELECT degraded FROM headrace.money) AND h.id = ANY($7::text[])
+), kept AS MATERIALIZED (
+    -- The next run of a job that may cost so much counts what earlier ones opened: nobody takes
+    -- the row away before this can be seen, and who has taken it is seen here.
+    SELECT j.id, j.run FROM fence, headrace.jobs j
+    WHERE j.id = ANY($15::uuid[]) AND j.state = fence.running ORDER BY j.id FOR SHARE OF j
 )
 INSERT INTO headrace.calls
     (job_id, run, call, tenant, endpoint, provider, model, hold_id, held_nano, held_at, scopes, epoch,
@@ -21,8 +26,9 @@ FROM fence CROSS JOIN unnest($2::uuid[], $3::int[], $4::int[], $5::text[], $6::t
          AS i(job_id, run, call, provider, model, hold_id, held_nano, held_at, scopes, price_version,
               endpoint, step, digest)
 JOIN headrace.jobs j ON j.id = i.job_id AND j.run = i.run AND j.state = fence.running
+WHERE (j.max_cost_nano IS NULL OR EXISTS (SELECT FROM kept WHERE kept.id = i.job_id AND kept.run = i.run))
 -- An answer that came late, for an earlier run, is the job's: it is not paid for again.
-WHERE (i.run = 1 OR NOT EXISTS (
+  AND (i.run = 1 OR NOT EXISTS (
           SELECT FROM headrace.calls c
           WHERE c.job_id = i.job_id AND c.run < i.run AND c.state = 'answered' AND c.error_class IS NULL
             AND c.step IS NOT DISTINCT FROM i.step AND c.digest IS NOT DISTINCT FROM i.digest))

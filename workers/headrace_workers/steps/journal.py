@@ -54,6 +54,7 @@ class Journal(LeavesIntent):
             endpoint=run.ask.endpoint,
             step=run.ask.step,
             digest=run.ask.digest,
+            has_allowance=run.job.allowance is not None,
         )
         try:
             accepted = await self._written(_Entry(run.held.epoch, intent))
