@@ -29,6 +29,7 @@ from headrace_workers.testing import running_worker
 
 NOWHERE = "redis://127.0.0.1:1"
 PROVIDER = "openai"
+FLOOR = 10
 TARGET = Target(PROVIDER, MODEL)
 _COUNTED = script("""
 local sum, fields = 0, redis.call('HGETALL', KEYS[1])
@@ -63,7 +64,7 @@ class Member:
 
 @pytest.fixture
 def process(redis: Redis, pool: Pool) -> Process:
-    configuration = Configuration.from_document({"retries": {"budget": 0.1}})
+    configuration = Configuration.from_document({"retries": {"budget": 0.1, "floor": FLOOR}})
     return lambda: Member(redis, Configured(pool, Versioned(0, configuration)))
 
 
@@ -87,15 +88,23 @@ async def test_a_few_are_always_allowed_and_then_it_is_one_after_the_other(proce
     one, two = process(), process()
     assert (await one.retry(6))[0] == 6
     granted, waits = await two.retry(64)
-    assert granted == retries.FLOOR - 6
+    assert granted == FLOOR - 6
     assert len(waits) == 60
     assert waits[0] >= timedelta(seconds=1)
     assert timedelta(seconds=30) <= waits[-1] <= timedelta(seconds=36)
 
 
+async def test_how_many_are_always_allowed_is_the_operators(redis: Redis, pool: Pool) -> None:
+    configured = Configured(pool, Versioned(0, Configuration.from_document({"retries": {"floor": 3}})))
+    assert (await Member(redis, configured).retry(5))[0] == 3
+    nowhere = Redis(NOWHERE)
+    assert (await Member(nowhere, configured).retry(5))[0] == 3
+    await nowhere.close()
+
+
 async def test_those_that_are_refused_together_wait_in_their_order(process: Process) -> None:
     one = process()
-    await one.retry(retries.FLOOR)
+    await one.retry(FLOOR)
     waits = await asyncio.gather(*(one.budget.wait_of(PROVIDER) for _ in range(12)))
     assert waits[0] is not None
     assert waits[-1] is not None
@@ -129,7 +138,7 @@ async def test_successes_are_told_once(process: Process, redis: Redis) -> None:
     one = process()
     await one.succeed(200)
     await one.succeed(0)
-    assert (await retries.ask(redis, PROVIDER, 100, 0.1)).granted == 20
+    assert (await retries.ask(redis, PROVIDER, 100, share=0.1, floor=FLOOR)).granted == 20
 
 
 async def test_a_lost_count_is_the_floor(process: Process, redis: Redis) -> None:

@@ -181,6 +181,7 @@ class Configuration(Section):
             slot_wait=self.retries.slot_wait,
             retry_after_cap=self.retries.retry_after_cap,
             budget=self.retries.budget,
+            floor=self.retries.floor,
         )
 
     def breaker_policy(self) -> BreakerPolicy:

@@ -158,7 +158,9 @@ class RetrySection(Section):
     slot_wait: Duration = timedelta(seconds=2)
     retry_after_cap: PositiveDuration = timedelta(seconds=120)
     budget: Share = 0.1
-    """Retries of the whole fleet beside a provider's successes; ten in ten seconds are always allowed."""
+    """Retries of the whole fleet beside a provider's successes."""
+    floor: Count = 10
+    """So many in ten seconds are always allowed."""
 
 
 class BreakerSection(Section):

@@ -47,6 +47,8 @@ class RetryPolicy:
     """The longest Retry-After of a provider that is believed."""
     budget: float = 0.1
     """The share of a provider's successes that the fleet's retries may have, above 0 and up to 1."""
+    floor: int = 10
+    """Retries in ten seconds that are allowed however few successes there were."""
 
 
 @dataclass(frozen=True, slots=True)

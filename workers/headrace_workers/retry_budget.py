@@ -55,11 +55,13 @@ class RetryBudget:
         return [waits[name].pop() for name in providers]
 
     async def _waits_of(self, provider: str, wanted: int) -> list[timedelta | None]:
-        share = self._configured.now.retries.budget
+        policy = self._configured.now.retries
         try:
-            allowance = await retries.ask(self._redis, provider, wanted, share)
+            allowance = await retries.ask(
+                self._redis, provider, wanted, share=policy.budget, floor=policy.floor
+            )
         except DispatchUnavailable:
-            allowance = self._allow_alone(provider, wanted)
+            allowance = self._allow_alone(provider, wanted, policy.floor)
         refused = wanted - allowance.granted
         # They are taken from the end: first those that may go, then whose turn comes next.
         return [
@@ -67,14 +69,14 @@ class RetryBudget:
             *[None] * allowance.granted,
         ]
 
-    def _allow_alone(self, provider: str, wanted: int) -> retries.Allowance:
+    def _allow_alone(self, provider: str, wanted: int, floor: int) -> retries.Allowance:
         """Without Redis nobody knows of the others' retries: each process keeps to the floor."""
         now, made = time.monotonic(), self._alone.setdefault(provider, deque())
         while made and made[0] <= now - retries.WINDOW.total_seconds():
             made.popleft()
-        granted = min(wanted, retries.FLOOR - len(made))
+        granted = max(0, min(wanted, floor - len(made)))
         made.extend([now] * granted)
-        pace = retries.WINDOW / retries.FLOOR
+        pace = retries.WINDOW / floor
         return retries.Allowance(granted, pace, pace)
 
 

@@ -48,6 +48,7 @@ total_timeout = "6s"
 initial = "300ms"
 maximum = "3s"
 max_attempts = 8
+floor = 100
 
 [breaker]
 minimum_calls = 6

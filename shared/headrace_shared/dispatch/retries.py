@@ -16,9 +16,6 @@ _RETRIES = Script.load("retries")
 WINDOW = timedelta(seconds=10)
 """Retries and successes are counted over this long."""
 
-FLOOR = 10
-"""Retries in a window that are allowed however few successes there were."""
-
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
@@ -31,9 +28,18 @@ class Allowance:
     """Between one such turn and the next."""
 
 
-async def ask(redis: Redis, provider: str, wanted: int, share: float) -> Allowance:
-    """Ask for leave to make calls again; what is granted counts as made."""
-    args: list[Argument] = [wanted, repr(share), FLOOR, milliseconds(WINDOW)]
+async def ask(redis: Redis, provider: str, wanted: int, *, share: float, floor: int) -> Allowance:
+    """Ask for leave to make calls again; what is granted counts as made.
+
+    Args:
+        redis: where the fleet counts.
+        provider: whose calls they are.
+        wanted: how many.
+        share: of the successes in the window.
+        floor: so many in a window may go however few successes there were.
+
+    """
+    args: list[Argument] = [wanted, repr(share), floor, milliseconds(WINDOW)]
     reply = await redis.evaluate(_RETRIES, [keys.retries(provider)], args)
     granted, wait, pace = cast("tuple[int, int, int]", reply)
     return Allowance(granted, timedelta(milliseconds=wait), timedelta(milliseconds=pace))
