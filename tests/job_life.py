@@ -221,7 +221,13 @@ class Worker:
         finisher = self._finisher(dies=dies)
         configured, retries = self._world.configured, RetryBudget(self._world.redis, self._world.configured)
         settle = Settle(
-            finisher, configured, self._choosing, retries, Metrics(enabled=False), limiter=self._world.limiter
+            finisher,
+            configured,
+            self._choosing,
+            retries,
+            Metrics(enabled=False),
+            breakers=self._world.breakers,
+            limiter=self._world.limiter,
         )
         ended = await settle(run)
         await finisher.drain()

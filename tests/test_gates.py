@@ -182,6 +182,35 @@ async def test_a_breakers_gate_lets_one_job_through_for_each_lease(dispatch: Dis
     assert len(await claim(dispatch, 200)) == 100 + 3 - len(probes)
 
 
+@pytest.mark.parametrize("delay", [None, timedelta(0), MINUTE])
+async def test_a_job_that_comes_back_without_news_of_its_probe_lets_another_through(
+    dispatch: Dispatch, clock: Clock, delay: timedelta | None
+) -> None:
+    await push(dispatch, BEHIND, 2)
+    await dispatch.close_gate(Gate("route:org%2Fgpt%3A4%20o", GateReason.BREAKER), SECOND)
+    await clock.advance(SECOND)
+    [probe] = await claim(dispatch)
+    await dispatch.finish([(probe, delay)])
+    assert await claim(dispatch) == []
+    await clock.advance(SECOND)
+    assert len(await claim(dispatch)) == 1
+    assert await claim(dispatch) == []
+
+
+async def test_a_gate_stays_shut_after_the_probe_that_shut_it_anew(dispatch: Dispatch, clock: Clock) -> None:
+    gate = Gate("route:org%2Fgpt%3A4%20o", GateReason.BREAKER)
+    await push(dispatch, BEHIND, 2)
+    await dispatch.close_gate(gate, SECOND)
+    await clock.advance(SECOND)
+    [probe] = await claim(dispatch)
+    await dispatch.close_gate(gate, MINUTE)
+    await dispatch.finish([(probe, timedelta(0))])
+    await clock.advance(MINUTE - SECOND)
+    assert await claim(dispatch) == []
+    await clock.advance(SECOND)
+    assert len(await claim(dispatch)) == 1
+
+
 async def test_a_breakers_gate_keeps_its_probe_for_a_queue_that_has_a_job(
     dispatch: Dispatch, clock: Clock
 ) -> None:

@@ -1,22 +1,26 @@
 """Leave for a call that is not made after all keeps nobody else waiting."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
 import pytest
 
-from headrace_shared.dispatch import keys, limits
+from headrace_shared.dispatch import breakers, keys, limits
 from headrace_shared.dispatch.dispatch import Dispatch
-from headrace_shared.ids import WorkerId
+from headrace_shared.ids import HoldId, WorkerId
 from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
-from headrace_shared.outcome import Cancelled, Failed, Outcome, Snoozed, Succeeded, WaitReason
+from headrace_shared.outcome import Cancelled, ErrorClass, Failed, Outcome, Snoozed, Succeeded, WaitReason
+from headrace_shared.routes import Target
 from headrace_shared.settings import load_settings
 from headrace_shared.store import claims
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
 from headrace_shared.testing.jobs import LANE, MODEL, Jobs
+from headrace_shared.testing.scripted_provider import ScriptedProvider
+from headrace_workers.breaker import Permit
 from headrace_workers.execution import Road, Run, Step
 from headrace_workers.parts import Parts, execution_of, open_parts, steps_of
 from headrace_workers.steps.journal import Journal
@@ -83,3 +87,23 @@ async def test_a_job_that_comes_to_no_call_leaves_its_place_to_another(jobs: Job
     assert float((await parts.redis.hash(limiter))["claimed"]) == 0
     assert str(await parts.redis.evaluate(_NEXT_LOOK, [keys.WAITING])) < str(looks_again)
     assert len(await claim(parts)) == 1
+
+
+async def test_a_probe_that_is_interrupted_is_somebody_elses(
+    jobs: Jobs, parts: Parts, silent: ScriptedProvider
+) -> None:
+    target = Target("openai", MODEL)
+    await breakers.open_(parts.redis, target, timedelta(0), None)
+    await parts.breakers.of(target).share()
+    await jobs.add(1)
+    [job] = await claim(parts)
+    execution = execution_of(parts)
+    running = asyncio.ensure_future(execution.run(job))
+    await silent.arrived(1)
+    assert (await breakers.view(parts.redis, target)).probing
+    execution.interrupt(job, ErrorClass.CANCELLED, running)
+    assert isinstance(await running, Cancelled)
+    standing = await breakers.view(parts.redis, target)
+    assert standing.is_open
+    assert not standing.probing
+    assert await parts.breakers.of(target).admit(HoldId("next")) == Permit("next")

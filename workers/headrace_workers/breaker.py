@@ -223,6 +223,16 @@ class Breaker:
         self._learn_open(lease)
         return Permit(owner)
 
+    async def give_back(self, permit: Permit) -> None:
+        """Let somebody else have the probe that was to be made with this permit, and told nothing."""
+        if permit.owner is None:
+            return
+        self._learn_open(timedelta(0))
+        try:
+            await breakers.give_back(self._dispatch.redis, self.target, permit.owner)
+        except DispatchUnavailable:
+            _occasionally.warning("the probe of %s is free when its lease ends", self.target)
+
     async def call(self, permit: Permit, send: Callable[[], Awaitable[Reply]]) -> Reply:
         """Make a call that was admitted, and let its outcome count."""
         if permit.owner is None and self._storage.is_open:

@@ -89,6 +89,7 @@ def execution_of(parts: Parts) -> Execution:
         parts.choosing,
         parts.retry_budget,
         parts.telemetry.metrics,
+        breakers=parts.breakers,
         limiter=parts.limiter,
         lengths=parts.lengths,
     )

@@ -14,6 +14,7 @@ _OPEN = Script.load("breaker_open")
 _CLOSE = Script.load("breaker_close")
 _PROBE = Script.load("breaker_probe")
 _HOLD = Script.load("breaker_hold")
+_GIVE_BACK = Script.load("breaker_give_back")
 
 _WINDOW_OF_A_LOOK = timedelta(seconds=30)
 
@@ -108,6 +109,11 @@ async def known(redis: Redis) -> list[Target]:
 async def close(redis: Redis, target: Target, owner: str | None) -> bool:
     """Close a breaker, after the owner's probe was answered or (None) by an operator's hand."""
     return await redis.evaluate(_CLOSE, [keys.breaker(str(target))], [owner or ""]) == 1
+
+
+async def give_back(redis: Redis, target: Target, owner: str) -> None:
+    """Let somebody else have the probe that told nothing."""
+    await redis.evaluate(_GIVE_BACK, [keys.breaker(str(target))], [owner])
 
 
 async def probe(redis: Redis, target: Target, owner: str, lease: timedelta) -> Granted | Closed | Wait:

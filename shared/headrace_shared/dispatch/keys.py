@@ -85,6 +85,10 @@ PERMITS = "headrace:permits:"
 PROBE = "headrace:probe"
 """STRING: written by who asks whether the server takes writes."""
 
+PROBING = "headrace:probing"
+"""HASH: job id -> `<milliseconds until which it is shut>|<gate>`, for those that a breaker's gate let
+through."""
+
 QUEUE = "headrace:queue:"
 """+ queue name: ZSET of job ids by the millisecond they are due, or their lease ends (arq's form)."""
 

@@ -24,7 +24,7 @@ from headrace_shared.outcome import (
 )
 from headrace_shared.store.runs import AttemptRecord, Conclusion, RunEnd
 from headrace_shared.usage import Usage
-from headrace_workers.breaker import is_unhealthy
+from headrace_workers.breaker import Breakers, is_unhealthy
 from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Again, Run
@@ -51,6 +51,7 @@ class Settle:
         retries: RetryBudget,
         metrics: Metrics,
         *,
+        breakers: Breakers,
         limiter: Limiter,
         lengths: Lengths | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class Settle:
         self._lengths = lengths
         self._configured = configured
         self._choosing = choosing
+        self._breakers = breakers
         self._retries = retries
         self._onward = Onward(configured, choosing)
         self._metrics = metrics
@@ -66,6 +68,8 @@ class Settle:
     async def __call__(self, run: Run) -> Again | Outcome:
         """Return how the run goes on, or how it ended."""
         self._settle_limits(run)
+        if run.target is not None and run.permit is not None and run.reply is None:
+            await self._breakers.of(run.target).give_back(run.permit)
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
         self._learn(run)

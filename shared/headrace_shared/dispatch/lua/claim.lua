@@ -33,7 +33,7 @@ local any_terms = version > 0 and redis.call('HLEN', TENANTS) > 1
 
 -- A gate is a field `<dimension>|<reason>`, its reason one of dispatch.GateReason. One whose time has
 -- come is open; a breaker's lets a single job through as its probe, and is shut again for the time of a
--- probe's lease.
+-- probe's lease, or until that job comes back (finish.lua).
 local any_gate = redis.call('HLEN', GATES) > 0
 local seen = {}
 local function gate(dimension, reason)
@@ -267,6 +267,8 @@ while slots > 0 do
                 redis.call('ZINCRBY', TURN .. lane, charged / mine.weight, tenant)
                 if gates.probe then
                     redis.call('HSET', GATES, gates.probe, now + probe_lease)
+                    redis.call('HSET', PROBING, ids[1], string.format('%.0f|%s', now + probe_lease, gates.probe))
+                    redis.call('PEXPIRE', PROBING, 2 * probe_lease)
                     seen[gates.probe] = now + probe_lease
                     park(queue, lane, now + probe_lease)
                 elseif #ids < want then

@@ -3,6 +3,7 @@
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: queue, id, delay in ms (-1: it has ended, -2: it runs on), what its run cost in nano-USD (-1: it had
 --       none), ...
+local AFTER_A_PROBE = 1000
 local now = now_ms()
 local bills, queues, returned, caps = {}, {}, {}, {}
 
@@ -60,10 +61,20 @@ local function correct(lane, tenant, amount, floor)
     end
 end
 
+-- A breaker's gate that is shut for this job's probe lets another job through where nobody has learned of the
+-- target meanwhile. Not at once: the next one may come back just as soon.
+local function end_turn_of_probe(id)
+    local till, gate = string.match(redis.call('HGET', PROBING, id) or '', '^(%d+)|(.+)$')
+    redis.call('HDEL', PROBING, id)
+    if till and redis.call('HGET', GATES, gate) == till then shut(gate, math.min(tonumber(till), now + AFTER_A_PROBE)) end
+end
+
+local any_probe = redis.call('EXISTS', PROBING) == 1
 for i = 1, #ARGV, 4 do
     local queue, id, delay, cost = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
     if cost >= 0 then book(queue, delay, cost) end
     if delay ~= -2 then release(queue, id) end
+    if any_probe and delay ~= -2 then end_turn_of_probe(id) end
     if delay == -1 then
         redis.call('ZREM', Q .. queue, id)
         redis.call('PUBLISH', 'headrace:ended:' .. id, '1')

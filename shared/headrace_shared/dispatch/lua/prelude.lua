@@ -1,6 +1,7 @@
 -- What every script begins with: the one clock, the names of keys, and how values in them are read.
 local Q, ACTIVE, BELL = 'headrace:queue:', 'headrace:active:', 'headrace:bell:'
-local WAITING, LANES, PARKED, GATES = 'headrace:waiting', 'headrace:lanes', 'headrace:parked', 'headrace:gates'
+local WAITING, LANES, PARKED = 'headrace:waiting', 'headrace:lanes', 'headrace:parked'
+local GATES, PROBING = 'headrace:gates', 'headrace:probing'
 local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
 local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
 local LIMITS, LIMITER, PERMITS = 'headrace:limits', 'headrace:limiter:', 'headrace:permits:'
@@ -166,6 +167,20 @@ local function unpark()
         ring(BELL .. lane_of(queue))
     end
     redis.call('DEL', PARKED)
+end
+
+-- Close a gate until then (0: until it is opened). Queues were parked until the time that held before: an
+-- earlier one brings them back earlier.
+local function shut(gate, till)
+    local known = redis.call('HGET', GATES, gate)
+    local before = known and read(whole_of, known) or till
+    redis.call('HSET', GATES, gate, till)
+    if till == 0 or before ~= 0 and before <= till then return end
+    for _, queue in ipairs(redis.call('SMEMBERS', PARKED)) do
+        if not redis.call('ZSCORE', ACTIVE .. lane_of(queue) .. ':' .. tenant_of(queue), queue) then
+            redis.call('ZADD', WAITING, 'LT', till, queue)
+        end
+    end
 end
 
 -- How long until a probe of an open breaker may go, and whether an operator opened it. Such a one is asked
