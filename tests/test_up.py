@@ -5,15 +5,22 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from headrace_producer import Headrace
+from headrace_shared import webhooks
+from headrace_shared.embedded import find_running
+from headrace_shared.ids import Tenant
+from headrace_shared.servers import own_webhook_secret
 from headrace_shared.store import feed
 from headrace_shared.store.pool import connect, open_pool
 from headrace_shared.testing.jobs import eventually
 from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_shared.testing.webhook_receiver import WebhookReceiver
 
 HEADRACE = (sys.executable, "-m", "headrace_producer")
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
@@ -65,6 +72,33 @@ async def _a_dead_worker_is_replaced(postgres_url: str) -> None:
         )
     finally:
         await pool.close()
+
+
+async def test_a_worker_in_the_same_folder_serves_its_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: SimulatedProvider
+) -> None:
+    """And it signs callbacks with the folder's own secret."""
+    monkeypatch.setenv("HEADRACE_WEBHOOK_ALLOW_HTTP", "true")
+    monkeypatch.setenv("HEADRACE_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8")
+    (tmp_path / "below").mkdir()
+
+    def genuine(body: bytes, headers: Mapping[str, str]) -> None:
+        master = own_webhook_secret(tmp_path).encode()
+        webhooks.verify(body, headers, webhooks.tenant_secret(master, Tenant("default")))
+
+    async with Headrace.embedded(tmp_path) as headrace, WebhookReceiver(verify=genuine) as receiver:
+        own_webhook_secret(tmp_path)
+        job = await headrace.enqueue("/v1/chat/completions", BODY, webhook=receiver.url)
+        worker = await start(tmp_path / "below", "worker")
+        try:
+            assert (await job.result(timeout=timedelta(seconds=30))).attempts == 1
+            (delivery,) = await asyncio.wait_for(receiver.received(1), 30)
+            assert delivery.rejected is None
+        finally:
+            worker.terminate()
+            await worker.communicate()
+    assert worker.returncode == 0
+    assert find_running(tmp_path) is None
 
 
 async def test_a_worker_that_cannot_run_stops_everything(

@@ -13,9 +13,9 @@ import typer
 
 from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console, count
-from headrace_producer.servers import own_servers, own_webhook_secret
 from headrace_shared.embedded import EmbeddedServers
 from headrace_shared.errors import InvalidConfiguration
+from headrace_shared.servers import WEBHOOK_SECRET, own_servers, own_webhook_secret
 from headrace_shared.settings import Settings, load_settings
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import connect
@@ -59,7 +59,7 @@ async def _up(
             "HEADRACE_POSTGRES_URL": servers.postgres_url,
             "HEADRACE_REDIS_URL": servers.redis_url,
         }
-        environment.setdefault("HEADRACE_WEBHOOK_SECRET", own_webhook_secret(directory))
+        environment.setdefault(WEBHOOK_SECRET, own_webhook_secret(directory))
         command = [*WORKER, *(["--concurrency", str(concurrency)] if concurrency else [])]
         crew = Crew(console, command, environment, settings.drain.total_seconds() + _GRACE_SECONDS)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
