@@ -190,3 +190,19 @@ def test_help_names_the_commands_of_other_parts() -> None:
 )
 def test_what_a_terminal_would_obey_is_taken_out(text: str, left: str) -> None:
     assert plain(text) == left
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--lane", "nosuch", "lane: 'nosuch' is not one of interactive, default, batch"),
+        ("--webhook", "http://10.0.0.1/", "webhook: "),
+        ("--deadline", "2026-05-01T12:00Z", "deadline: 2026-05-01 12:00:00 UTC has passed"),
+    ],
+)
+async def test_a_quote_refuses_what_the_submission_would(
+    command: Command, requests: Path, option: str, value: str, said: str
+) -> None:
+    refused = await command("submit", requests, "--dry-run", option, value)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.splitlines()[-1].startswith(f"headrace: {said}")
