@@ -197,7 +197,7 @@ def test_what_a_terminal_would_obey_is_taken_out(text: str, left: str) -> None:
     [
         ("--lane", "nosuch", "lane: 'nosuch' is not one of interactive, default, batch"),
         ("--webhook", "http://10.0.0.1/", "webhook: "),
-        ("--deadline", "2026-05-01T12:00Z", "deadline: 2026-05-01 12:00:00 UTC has passed"),
+        ("--deadline", "2020-05-01T12:00Z", "deadline: 2020-05-01 12:00:00 UTC has passed"),
     ],
 )
 async def test_a_quote_refuses_what_the_submission_would(

@@ -243,7 +243,7 @@ BAD: list[tuple[Mapping[str, object], str]] = [
     ({"run_at": LATER, "deadline": LATER}, "deadline: must be later than run_at"),
     ({"run_at": LATER + timedelta(days=366)}, "run_at: must be within 365 days"),
     ({"deadline": LATER + timedelta(days=366)}, "deadline: must be within 365 days"),
-    ({"deadline": datetime(2026, 5, 1, tzinfo=UTC)}, "deadline: 2026-05-01 00:00:00 UTC has passed, it is "),
+    ({"deadline": datetime(2020, 5, 1, tzinfo=UTC)}, "deadline: 2020-05-01 00:00:00 UTC has passed, it is "),
     ({"ttl": timedelta(0)}, "ttl: must be a timedelta longer than 0 and up to 365 days"),
     ({"ttl": 60}, "ttl: must be a timedelta"),
     ({"timeout": -SECOND}, "timeout: must be a timedelta longer than 0"),
@@ -284,7 +284,7 @@ async def test_every_job_of_a_batch_has_the_times_that_were_asked_for(
         ("--ttl", "soon", "--ttl: must be a duration"),
         ("--ttl", "0s", "ttl: must be a timedelta longer than 0"),
         ("--deadline", "2026-05-01T12:00", "--deadline: '2026-05-01T12:00' is not a moment with a time zone"),
-        ("--deadline", "2026-05-01T12:00Z", "deadline: 2026-05-01 12:00:00 UTC has passed, it is "),
+        ("--deadline", "2020-05-01T12:00Z", "deadline: 2020-05-01 12:00:00 UTC has passed, it is "),
         ("--timeout", "-5m", "--timeout: must be a duration"),
     ],
 )

@@ -126,6 +126,12 @@ async def batch_tags(database: Database, batch_id: BatchId) -> tuple[str, ...] |
     return tuple(row["tags"]) if row else None
 
 
+async def next_of_batch(database: Database, batch_id: BatchId) -> JobId | None:
+    """Return the first job of a batch that waits, else the first that runs; None when all have ended."""
+    row = await database.fetchrow(_SQL["next_of_batch"], batch_id)
+    return JobId(row["id"]) if row else None
+
+
 async def batch_cost(database: Database, batch_id: BatchId) -> BatchCost:
     row = await database.fetchrow(_SQL["batch_cost"], batch_id)
     if row is None:

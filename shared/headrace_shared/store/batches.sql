@@ -42,6 +42,10 @@ FROM headrace.jobs WHERE batch_id = $1 AND replaced_by IS NULL;
 -- All of its jobs have those of the first.
 SELECT tags FROM headrace.jobs WHERE batch_id = $1 ORDER BY line LIMIT 1;
 
+-- name: next_of_batch
+SELECT id FROM headrace.jobs WHERE batch_id = $1 AND state IN ('queued', 'running')
+ORDER BY state = 'running', line LIMIT 1;
+
 -- name: batch_cost
 -- Job by job along the ledger's key: its cost is the batch's size, however long the ledger.
 -- What replaced jobs cost was spent as well.
