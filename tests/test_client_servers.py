@@ -47,7 +47,10 @@ async def test_an_example_without_servers_says_so_in_one_sentence(
 ) -> None:
     name, *others = example
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, EXAMPLES / name, write_requests(tmp_path / "requests.jsonl", 1), *others),
+        sys.executable,
+        EXAMPLES / name,
+        write_requests(tmp_path / "requests.jsonl", 1),
+        *others,
         cwd=tmp_path,
         env=os.environ,
         stderr=asyncio.subprocess.PIPE,
