@@ -36,7 +36,8 @@ def worker(
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; then let running ones end, and give back the others.
 
-    Without HEADRACE_POSTGRES_URL and HEADRACE_REDIS_URL they are those of the nearest running 'headrace up'.
+    Its servers are those of HEADRACE_POSTGRES_URL and HEADRACE_REDIS_URL, else of the nearest running
+    'headrace up'.
     """
     try:
         given = {
