@@ -20,7 +20,7 @@ from typing import Annotated
 
 from pydantic import BaseModel
 
-from headrace_producer import Headrace
+from headrace_producer import Headrace, run
 from headrace_workers import Context, Depends, handler
 
 CHAT = "/v1/chat/completions"
@@ -87,4 +87,4 @@ async def main(text: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:  # noqa: PLR2004
         sys.exit("usage: handlers.py TEXT")
-    asyncio.run(main(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    run(main(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -6,7 +6,6 @@ Run it again after any interruption: its idempotency keys, the file's digest and
 enqueue nothing twice. Answers that are there are only read.
 """
 
-import asyncio
 import hashlib
 import json
 import sys
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
-from headrace_producer import Headrace, JobHandle, JobRequest, errors
+from headrace_producer import Headrace, JobHandle, JobRequest, errors, run
 
 
 class Line(TypedDict):
@@ -58,4 +57,4 @@ async def main(source: Path, target: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:  # noqa: PLR2004
         sys.exit("usage: submit_batch.py REQUESTS.jsonl RESULTS.jsonl")
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    run(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from command_line import Command
 
 from headrace_producer.batch.lines import OpenAILines
 from headrace_producer.batch.progress import Lines
@@ -27,6 +28,8 @@ from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.endings import End, Endings
 from headrace_shared.testing.jobs import eventually
+from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_workers.testing import running_worker
 
 TENANT = Tenant("acme")
 COMMAND = (sys.executable, "-m", "headrace_producer", "submit")
@@ -126,6 +129,41 @@ async def test_another_template_is_another_batch(connections: Connections, tmp_p
     }
     assert len(batches) == 2
     assert len(await jobs(connections.pool)) == 4
+
+
+async def test_the_rest_of_a_batch_has_the_tags_of_its_beginning(
+    connections: Connections, path: Path
+) -> None:
+    sampling = asyncio.create_task(submit(connections, replace(of(path), tags=("a", "b"), sample=3)))
+    await eventually(lambda: jobs(connections.pool), lambda found: len(found) == 3)
+    with pytest.raises(InvalidInput, match=r"enqueued already, with --tag a, --tag b: .*--again"):
+        await submit(connections, replace(of(path), tags=("a",)))
+    assert len(await jobs(connections.pool)) == 3
+    assert (await submit(connections, of(path))).enqueued == 7
+    assert await connections.pool.fetchval("SELECT DISTINCT tags FROM headrace.jobs") == ["a", "b"]
+    assert (await submit(connections, replace(of(path), tags=("a", "b")))).enqueued == 0
+    sampling.cancel()
+    await asyncio.gather(sampling, return_exceptions=True)
+
+
+async def test_tags_that_come_too_late_are_refused(connections: Connections, path: Path) -> None:
+    first = await submit(connections, of(path))
+    late = replace(of(path), tags=("nightly",))
+    with pytest.raises(InvalidInput, match="enqueued already, without --tag: "):
+        await submit(connections, late)
+    assert (await submit(connections, replace(late, again=True))).batch_id != first.batch_id
+    assert (await submit(connections, late)).enqueued == 0
+
+
+async def test_a_sample_larger_than_the_file_says_that_it_is_all_of_it(
+    environment: None, command: Command, provider: SimulatedProvider
+) -> None:
+    async with running_worker():
+        done = await command.submit(2, "--sample", "5")
+    assert done.code == 0
+    assert "has only 2 requests: --sample 5 takes all of them." in done.err
+    assert "The other" not in done.out
+    assert provider.books.total.answered == 2
 
 
 async def test_a_sample_runs_first_and_the_rest_joins_it(connections: Connections, path: Path) -> None:

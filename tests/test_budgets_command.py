@@ -129,3 +129,33 @@ async def test_every_budget_is_shown_with_its_forecast(
     assert "$0.00 at its end" in told
     assert "at the pace of late" in told
     assert f"{ends_at:%Y-%m-%d} 00:00 UTC" in told
+
+
+async def test_a_limit_that_is_used_already_is_said_to_be(
+    spender: Spender, budgets: Budgets, environment: None, command: Command
+) -> None:
+    await budgets.set("tenant:acme", WindowKind.TOTAL, NanoUSD(4 * DOLLAR), BudgetPolicy.WAIT)
+    call = await spender.open(budgets, DOLLAR, "tenant:acme")
+    await budgets.settle([await spender.conclude(call, cost=DOLLAR)])
+    said = (await command("budgets", "set", "tenant:acme", "--limit", "2")).out
+    assert "used already" not in said
+    assert "ever charged" not in said
+    assert "fails, once no call under way can still make room for it, because a total never" in said
+    said = (await command("budgets", "set", "tenant:acme", "--limit", "1", "--policy", "reject")).out
+    assert "a job that does not fit fails, once no call under way can still make room for it." in said
+    assert "used already ($1.00 is settled): no call that costs anything goes out under it.\n" in said
+    said = (await command("budgets", "set", "tenant:acme", "--limit", "0", "--window", "day")).out
+    assert "waits for the next day, and fails if its call alone can cost more than the limit." in said
+    assert said.endswith("goes out under it before the next day.\n")
+    said = (await command("budgets", "set", "tenant:acme", "--limit", "0", "--policy", "soft")).out
+    assert said.endswith("used already ($1.00 is settled), and calls go on.\n")
+
+
+async def test_a_budget_of_a_name_that_was_never_charged_says_so(environment: None, command: Command) -> None:
+    for scope in ("tenant:amce", "tag:nightly"):
+        done = await command("budgets", "set", scope, "--limit", "1")
+        assert done.code == 0
+        assert done.out.endswith(
+            f"Nothing was ever charged to {scope}: it counts from the first call that is.\n"
+        )
+    assert "charged" not in (await command("budgets", "set", "global", "--limit", "1")).out

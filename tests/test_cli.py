@@ -60,6 +60,29 @@ async def test_bad_input_is_one_sentence_and_exit_2(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "problem", "helpful"),
+    [
+        (("budgets", "set", "global"), "Missing option '--limit'", "headrace budgets set"),
+        (
+            ("budgets", "set", "global", "--limit", "1", "--window", "year"),
+            "Invalid value for '--window': 'year' is not one of 'total', 'day', 'week', 'month'",
+            "headrace budgets set",
+        ),
+        (("budgets", "sett"), "No such command 'sett'. Did you mean 'set'?", "headrace budgets"),
+        (("up", "--workers", "70"), "Invalid value for '--workers': must be less than", "headrace up"),
+        (("dance",), "No such command 'dance'", "headrace"),
+        (("--dance",), "No such option: --dance", "headrace"),
+    ],
+)
+async def test_bad_input_names_the_whole_command_that_explains_it(
+    command: Command, arguments: tuple[str, ...], problem: str, helpful: str
+) -> None:
+    said = (await command(*arguments)).err
+    assert said.startswith(f"headrace: {problem}")
+    assert said.endswith(f" (see '{helpful} --help').\n")
+
+
+@pytest.mark.parametrize(
     ("setting", "said"),
     [
         (("HEADRACE_POSTGRES_URL", None), "HEADRACE_POSTGRES_URL is not set"),
@@ -167,3 +190,19 @@ def test_help_names_the_commands_of_other_parts() -> None:
 )
 def test_what_a_terminal_would_obey_is_taken_out(text: str, left: str) -> None:
     assert plain(text) == left
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--lane", "nosuch", "lane: 'nosuch' is not one of interactive, default, batch"),
+        ("--webhook", "http://10.0.0.1/", "webhook: "),
+        ("--deadline", "2020-05-01T12:00Z", "deadline: 2020-05-01 12:00:00 UTC has passed"),
+    ],
+)
+async def test_a_quote_refuses_what_the_submission_would(
+    command: Command, requests: Path, option: str, value: str, said: str
+) -> None:
+    refused = await command("submit", requests, "--dry-run", option, value)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.splitlines()[-1].startswith(f"headrace: {said}")

@@ -1,12 +1,17 @@
 """Which servers a client uses when none are named."""
 
+import asyncio
+import os
+import sys
 from pathlib import Path
 
 import pytest
+from command_line import write_requests
 
 from headrace_producer import Headrace
 from headrace_shared.embedded import find_running
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -34,3 +39,24 @@ async def test_named_servers_come_before_the_folders(
     async with Headrace.embedded(tmp_path) as own, Headrace(postgres_url, redis_url) as other:
         await own.enqueue("/v1/chat/completions", BODY)
         assert (await other.list()).jobs == []
+
+
+@pytest.mark.parametrize("example", [("submit_batch.py", "results.jsonl"), ("handlers.py",)])
+async def test_an_example_without_servers_says_so_in_one_sentence(
+    tmp_path: Path, example: tuple[str, ...]
+) -> None:
+    name, *others = example
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        EXAMPLES / name,
+        write_requests(tmp_path / "requests.jsonl", 1),
+        *others,
+        cwd=tmp_path,
+        env=os.environ,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 2
+    (line,) = said.decode().splitlines()
+    assert line.startswith("headrace: HEADRACE_POSTGRES_URL is not set: ")
+    assert "run 'headrace up'" in line

@@ -20,11 +20,9 @@ from headrace_shared.store.claims import Standing
 from headrace_shared.store.pool import Pool
 from headrace_shared.store.runs import RunEnd
 from headrace_shared.testing.clock import Clock, script
-from headrace_shared.testing.jobs import MODEL, Jobs
+from headrace_shared.testing.jobs import MODEL, Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_workers.testing import running_worker
-
-pytestmark = pytest.mark.conformance
 
 pytestmark = pytest.mark.conformance
 
@@ -122,7 +120,9 @@ async def test_nobody_starts_a_job_that_has_run_out_of_time(
     headrace: Headrace, jobs: Jobs, clock: Clock
 ) -> None:
     late = await headrace.enqueue(CHAT, BODY, ttl=MINUTE)
-    over = await headrace.enqueue(CHAT, BODY, deadline=datetime.now(UTC) - MINUTE)
+    over = await headrace.enqueue(
+        CHAT, BODY, deadline=datetime.now(UTC) - MINUTE, idempotency_key="said again"
+    )
     await clock.advance(2 * MINUTE)
     assert (await claims.claim_jobs(jobs.pool, [late.id, over.id], WORKER, LEASE)).jobs == []
     found = await claims.look_up(jobs.pool, [late.id, over.id])
@@ -243,6 +243,7 @@ BAD: list[tuple[Mapping[str, object], str]] = [
     ({"run_at": LATER, "deadline": LATER}, "deadline: must be later than run_at"),
     ({"run_at": LATER + timedelta(days=366)}, "run_at: must be within 365 days"),
     ({"deadline": LATER + timedelta(days=366)}, "deadline: must be within 365 days"),
+    ({"deadline": datetime(2020, 5, 1, tzinfo=UTC)}, "deadline: 2020-05-01 00:00:00 UTC has passed, it is "),
     ({"ttl": timedelta(0)}, "ttl: must be a timedelta longer than 0 and up to 365 days"),
     ({"ttl": 60}, "ttl: must be a timedelta"),
     ({"timeout": -SECOND}, "timeout: must be a timedelta longer than 0"),
@@ -283,13 +284,28 @@ async def test_every_job_of_a_batch_has_the_times_that_were_asked_for(
         ("--ttl", "soon", "--ttl: must be a duration"),
         ("--ttl", "0s", "ttl: must be a timedelta longer than 0"),
         ("--deadline", "2026-05-01T12:00", "--deadline: '2026-05-01T12:00' is not a moment with a time zone"),
+        ("--deadline", "2020-05-01T12:00Z", "deadline: 2020-05-01 12:00:00 UTC has passed, it is "),
         ("--timeout", "-5m", "--timeout: must be a duration"),
     ],
 )
 async def test_a_batch_with_a_time_that_makes_no_sense_is_refused(
     pool: Pool, command: Command, *, environment: None, option: str, value: str, sentence: str
 ) -> None:
-    refused = await command.submit(1, f"{option}={value}")
-    assert refused.code == 2
-    assert refused.err.startswith(f"headrace: {sentence}")
+    for asked in ((), ("--dry-run",)):
+        refused = await command.submit(1, f"{option}={value}", *asked)
+        assert refused.code == 2
+        assert refused.err.startswith(f"headrace: {sentence}")
     assert await pool.fetchval("SELECT count(*) FROM headrace.batches") == 0
+
+
+async def test_a_batch_whose_deadline_has_passed_is_still_shown(environment: None, command: Command) -> None:
+    soon = datetime.now(UTC) + 2 * SECOND
+    option = f"--deadline={soon.isoformat()}"
+    first = await command.submit(1, option)
+    await eventually(_now, lambda now: now > soon)
+    second = await command.submit(1, option)
+    assert (second.code, second.out) == (0, first.out)
+
+
+async def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,6 +1,7 @@
 """What is due in the store and is not in its window gets there, whatever was lost on the way."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -241,6 +242,20 @@ async def test_a_turn_that_breaks_is_not_the_last(pool: Pool, monkeypatch: pytes
         await done.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_first_start_is_no_warning_and_a_lost_dispatch_is(
+    pool: Pool, redis: Redis, jobs: Jobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "headrace_workers.feeder")
+    feeder = Feeder(pool, jobs.dispatch, listen_url=None)
+    await feeder.turn()
+    await jobs.add(push=False)
+    await feeder.turn()
+    assert [one.levelname for one in caplog.records] == ["INFO"]
+    await flush(redis)
+    await feeder.turn()
+    assert [one.levelname for one in caplog.records] == ["INFO", "WARNING"]
 
 
 async def test_a_wiped_server_rings_at_the_first_claim_and_once(

@@ -100,7 +100,7 @@ async def test_an_input_that_is_none_fails_at_once(stage: Stage) -> None:
 
     error = await stage.failed(strict, body=b'{"text": 17}')
     assert error.error_class == ErrorClass.HANDLER
-    assert error.error == "its input is no Document: text: Input should be a valid string"
+    assert error.error == "its input is no Document: text: must be a valid string"
     assert len(await stage.attempts(error)) == 1
 
 
@@ -111,8 +111,8 @@ class Loose(BaseModel):
 
 
 RESULTS: dict[str, tuple[object, str]] = {
-    "nothing": (None, "result: is no Loose (Input should be a valid dictionary or instance of Loose)"),
-    "another type": (Summary(text="x"), "result: is no Loose (Input should be a valid dictionary or"),
+    "nothing": (None, "result: is no Loose (must be a valid dictionary or instance of Loose)"),
+    "another type": (Summary(text="x"), "result: is no Loose (must be a valid dictionary or"),
     "NaN": (Loose(value=[float("nan")]), "result: contains a number that is not finite"),
     "a surrogate": (Loose(value="\ud800"), "result: contains half of a surrogate pair"),
     "an object": (Loose(value=object()), "result: cannot be written as JSON (PydanticSerializationError"),

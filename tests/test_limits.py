@@ -336,13 +336,15 @@ async def test_no_more_calls_are_under_way_than_a_limit_allows(
 
 
 @pytest.mark.usefixtures("environment")
-async def test_limits_are_set_shown_and_taken_away(command: Command, redis: Redis) -> None:
+async def test_limits_are_set_shown_and_taken_away(command: Command, redis: Redis, pool: Pool) -> None:
     assert "No limit" in (await command("limits", "show")).out
     name = "openai/org/model:1"
+    priced = Configuration.from_document({"prices": {name: {"input": 1, "output": 1}}})
+    await configurations.apply(pool, priced, "test")
     done = await command("limits", "set", name, "--requests", "600", "--concurrent", "3", "--json")
     assert done.answer == {
         "limiter": name,
-        "version": 1,
+        "version": 2,
         "requests_per_minute": 600,
         "tokens_per_minute": None,
         "concurrent": 3,
@@ -373,6 +375,7 @@ async def test_limits_are_set_shown_and_taken_away(command: Command, redis: Redi
         (("nobody/gpt-4o", "--requests", "1"), "there is no provider 'nobody'"),
         (("openai/", "--requests", "1"), "provider/model"),
         (("openai", "--tokens", "-1"), "--tokens"),
+        (("openai/gpt-4o-mimi", "--requests", "1"), "names (known: any model of openai that has a price)"),
     ],
 )
 async def test_a_limit_of_nobody_or_of_nothing_is_refused_and_changes_nothing(
@@ -382,6 +385,25 @@ async def test_a_limit_of_nobody_or_of_nothing_is_refused_and_changes_nothing(
     assert refused.code == 2
     assert problem in refused.err
     assert (await configurations.current(pool)).version == 0
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_model_has_a_limit_where_a_route_or_a_price_names_it(command: Command, pool: Pool) -> None:
+    base = {"base_url": "http://127.0.0.1:1/v1"}
+    document: dict[str, object] = {
+        "providers": {"local": base, "other": base},
+        "routes": {"fast": {"targets": [{"provider": "local", "model": "small"}]}},
+        "prices": {"other/large": {"input": 1, "output": 1}},
+        "defaults": {"any_model": False},
+    }
+    await configurations.apply(pool, Configuration.from_document(document), "test")
+    for name in ("local/small", "other/large", "openai"):
+        assert (await command("limits", "set", name, "--requests", "1")).code == 0
+    for name in ("local/large", "openai/gpt-4o"):
+        refused = await command("limits", "set", name, "--requests", "1")
+        assert refused.code == 2
+        assert f"nothing calls '{name}', which no route and no price names" in refused.err
+        assert "(known: local/small, other/large)." in refused.err
 
 
 @pytest.mark.usefixtures("environment")

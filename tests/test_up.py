@@ -5,23 +5,34 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from headrace_producer import Headrace
+from headrace_shared import webhooks
+from headrace_shared.embedded import find_running
+from headrace_shared.ids import Tenant
+from headrace_shared.servers import own_webhook_secret
 from headrace_shared.store import feed
 from headrace_shared.store.pool import connect, open_pool
 from headrace_shared.testing.jobs import eventually
+from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_shared.testing.simulated_provider import SimulatedProvider
+from headrace_shared.testing.webhook_receiver import WebhookReceiver
 
 HEADRACE = (sys.executable, "-m", "headrace_producer")
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]}
 
 
-async def start(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
+async def start(
+    folder: Path, *arguments: str, stderr: BinaryIO | int | None = None
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *HEADRACE, *arguments, cwd=folder, env=os.environ, stdout=asyncio.subprocess.PIPE
+        *HEADRACE, *arguments, cwd=folder, env=os.environ, stdout=asyncio.subprocess.PIPE, stderr=stderr
     )
 
 
@@ -67,9 +78,71 @@ async def _a_dead_worker_is_replaced(postgres_url: str) -> None:
         await pool.close()
 
 
+async def test_a_worker_in_the_same_folder_serves_its_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: SimulatedProvider
+) -> None:
+    """And it signs callbacks with the folder's own secret."""
+    monkeypatch.setenv("HEADRACE_WEBHOOK_ALLOW_HTTP", "true")
+    monkeypatch.setenv("HEADRACE_WEBHOOK_ALLOWED_NETWORKS", "127.0.0.0/8")
+    (tmp_path / "below").mkdir()
+
+    def genuine(body: bytes, headers: Mapping[str, str]) -> None:
+        master = own_webhook_secret(tmp_path).encode()
+        webhooks.verify(body, headers, webhooks.tenant_secret(master, Tenant("default")))
+
+    async with Headrace.embedded(tmp_path) as headrace, WebhookReceiver(verify=genuine) as receiver:
+        own_webhook_secret(tmp_path)
+        job = await headrace.enqueue("/v1/chat/completions", BODY, webhook=receiver.url)
+        worker = await start(tmp_path / "below", "worker")
+        try:
+            assert (await job.result(timeout=timedelta(seconds=30))).attempts == 1
+            (delivery,) = await asyncio.wait_for(receiver.received(1), 30)
+            assert delivery.rejected is None
+        finally:
+            worker.terminate()
+            await worker.communicate()
+    assert worker.returncode == 0
+    assert find_running(tmp_path) is None
+
+
+async def test_what_runs_at_the_signal_is_let_end_and_the_worker_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: ScriptedProvider
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        up = await start(tmp_path, "up", "--json", stderr=output)
+    try:
+        assert up.stdout is not None
+        await up.stdout.readline()
+        async with Headrace() as headrace:
+            job = await headrace.enqueue("/v1/chat/completions", BODY)
+            await silent.arrived(1)
+            up.terminate()
+            await eventually(
+                lambda: _lines(log), lambda lines: any("draining 1 jobs" in one for one in lines)
+            )
+            silent.open.set()
+            assert await up.wait() == 0
+            assert (await headrace.get(job.id)).state == "succeeded"
+    finally:
+        if up.returncode is None:
+            up.terminate()
+        await up.communicate()
+    lines = await _lines(log)
+    assert len([one for one in lines if "draining" in one]) == 1
+
+
+async def _lines(path: Path) -> list[str]:
+    return (await asyncio.to_thread(path.read_text)).splitlines()
+
+
 async def test_a_worker_that_cannot_run_stops_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = await start(tmp_path, "up")  # no key of the default provider
-    await process.communicate()
+    process = await start(tmp_path, "up", stderr=asyncio.subprocess.PIPE)  # no key of the default provider
+    _, said = await process.communicate()
     assert process.returncode == 2
+    line = said.decode().splitlines()[-1]
+    assert line.startswith("headrace: OPENAI_API_KEY is not set: put the secret into")
+    assert "to try it without one, run 'headrace demo', or start 'headrace simulate-provider'" in line

@@ -509,6 +509,23 @@ async def test_the_client_and_the_command_say_the_same(
 
 
 @pytest.mark.usefixtures("environment", "worker")
+async def test_of_a_batch_its_next_job_is_explained(pool: Pool, command: Command) -> None:
+    batch_id = (await command.submit(3, "--json")).answer["batch_id"]
+    first, *others = [row["id"] for row in await pool.fetch("SELECT id FROM headrace.jobs ORDER BY line")]
+    await Endings(pool).end([(first, End.answered(b"{}"))])
+    done = await command("why", batch_id)
+    said, why = done.out.splitlines()
+    assert said == f"Batch {batch_id}: 1 of 3 done, 0 running, 2 waiting. The next of them:"
+    assert why.startswith(f"Job {others[0]} ")
+    answer = (await command("why", batch_id, "--json")).answer
+    assert (answer["batch_id"], answer["job_id"]) == (batch_id, str(others[0]))
+    await Endings(pool).end_batch(str(batch_id), lambda _: End.answered(b"{}"))
+    ended = await command("why", batch_id)
+    assert ended.code == 2
+    assert f"Batch {batch_id} waits for nothing" in ended.err
+
+
+@pytest.mark.usefixtures("environment", "worker")
 async def test_all_parts_can_be_carried_by_json(command: Command, budgets: Budgets, jobs: Jobs) -> None:
     [job_id] = await jobs.add(delay=MINUTE)
     await budgets.set("global", WindowKind.TOTAL, NanoUSD(1), BudgetPolicy.WAIT)

@@ -3,6 +3,7 @@
 from headrace_producer.checking import JobRequest
 from headrace_producer.client import Headrace, JobHandle, Page
 from headrace_producer.results import JobResult, JobUsage
+from headrace_producer.scripts import run
 from headrace_producer.why import Why
 from headrace_shared import errors, webhooks
 from headrace_shared.job import Job, JobState
@@ -22,5 +23,6 @@ __all__ = [
     "Settings",
     "Why",
     "errors",
+    "run",
     "webhooks",
 ]

@@ -9,7 +9,7 @@ from typing import TypeGuard
 from pydantic import BaseModel
 
 from headrace_producer.in_force import Snapshot
-from headrace_producer.timing import check_timing
+from headrace_producer.timing import check_ahead, check_timing
 from headrace_shared import webhooks
 from headrace_shared.errors import InvalidAmount, InvalidRequest, InvalidWebhook
 from headrace_shared.handlers import (
@@ -57,7 +57,8 @@ class JobRequest:
     ttl: timedelta | None = None
     """From when it is due until it must have been started."""
     deadline: datetime | None = None
-    """When it must have ended; one that has passed ends it as expired."""
+    """When it must have ended. One that has passed is refused; with an `idempotency_key`, under which the
+    job may be there already, it ends a new one as expired."""
     timeout: timedelta | None = None
     """What it may take from its first start, waits between its attempts included."""
     tags: Sequence[str] = ()
@@ -91,6 +92,9 @@ class Checker:
         lane = _lane(defaults.lane if request.lane is None else request.lane, snapshot)
         handler = handler_of(asked.endpoint)
         timing = check_timing(request.delay, request.run_at, request.ttl, request.deadline, request.timeout)
+        if request.idempotency_key is None:
+            # With a key the job may be there already: saying the same again later is no mistake.
+            check_ahead("deadline", timing.deadline)
         return NewJob(
             id=new_job_id(),
             tenant=self._tenant if request.tenant is None else check_tenant(request.tenant),

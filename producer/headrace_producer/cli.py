@@ -30,6 +30,7 @@ from headrace_shared.errors import (
     StoreError,
 )
 from headrace_shared.store.pool import UNREACHABLE
+from headrace_shared.validation import in_plain_words
 
 COMMANDS = "headrace.commands"
 """The entry-point group through which other parts add commands; each is a function or a Typer app."""
@@ -58,10 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code: object = build(given)(given, prog_name="headrace", standalone_mode=False)
     except typer.TyperException as error:
-        problem = " ".join(error.format_message().split()).rstrip(".")
-        unknown = given[0].startswith("-") or f"command '{given[0]}'" in problem
-        helpful = "headrace --help" if unknown else f"headrace {given[0]} --help"
-        return _refuse(given, f"{problem} (see '{helpful}').")
+        problem = in_plain_words(" ".join(error.format_message().split())).rstrip(".")
+        return _refuse(given, f"{problem} (see '{_command_of(error)} --help').")
     except HeadraceError as error:
         return _explain(given, error)
     except (*UNREACHABLE, asyncpg.PostgresError) as error:
@@ -114,6 +113,13 @@ def _missing(name: str, extra: str, error: ModuleNotFoundError) -> Callable[[], 
 
     refuse.__doc__ = f'Needs pip install "headrace[{extra}]".'
     return refuse
+
+
+def _command_of(error: typer.TyperException) -> str:
+    """Return the whole command that was given wrongly; `headrace` where it is none of its commands."""
+    context: object = getattr(error, "ctx", None)
+    path: object = getattr(context, "command_path", None)
+    return path if isinstance(path, str) else "headrace"
 
 
 def _explain(arguments: Sequence[str], error: HeadraceError) -> int:

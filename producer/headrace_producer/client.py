@@ -21,7 +21,6 @@ from headrace_producer.in_force import InForce
 from headrace_producer.reaching import reaching
 from headrace_producer.results import JobResult, result_of
 from headrace_producer.retrying import Body, Retrier
-from headrace_producer.servers import FindServers, configured_servers, own_servers
 from headrace_producer.waiting import Waiter
 from headrace_producer.why import Why, explain
 from headrace_shared.dispatch.connection import Redis
@@ -29,6 +28,7 @@ from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import ClientNotOpen, InvalidRequest, JobNotFound
 from headrace_shared.ids import JobId
 from headrace_shared.job import Job, JobState
+from headrace_shared.servers import FindServers, configured_servers, own_servers
 from headrace_shared.settings import Settings, load_settings
 from headrace_shared.store import jobs
 from headrace_shared.store.jobs import Attempt, Inserted

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from headrace_producer.announcing import Announcer
 from headrace_producer.console import Console
-from headrace_producer.servers import configured_servers
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import DispatchUnavailable
+from headrace_shared.servers import configured_servers
 from headrace_shared.settings import Settings
 from headrace_shared.store.pool import Pool, address, open_pool
 

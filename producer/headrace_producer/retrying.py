@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from headrace_producer.announcing import Announcer
 from headrace_producer.checking import Checker, JobRequest
 from headrace_producer.in_force import read_snapshot
-from headrace_producer.timing import check_moment
+from headrace_producer.timing import check_ahead, check_moment
 from headrace_shared.dispatch.dispatch import Entry
 from headrace_shared.errors import AlreadyRetried, JobNotFound, NotRetriable, StoreError
 from headrace_shared.ids import JobId
@@ -59,6 +59,7 @@ class Retrier:
 
         """
         deadline = None if deadline is None else check_moment("deadline", deadline)
+        check_ahead("deadline", deadline)
         for _ in range(_TRIES):
             job = await self._retriable(job_id)
             new_body = None if body is None else await self._checked(job, body)

@@ -27,8 +27,8 @@ AT_ONCE = Timing()
 def check_timing(delay: object, run_at: object, ttl: object, deadline: object, timeout: object) -> Timing:
     """Return the timing of a job.
 
-    A moment that has passed is allowed, because only the store's clock decides: the job is due
-    at once, or ends as expired.
+    A moment that has passed is allowed here: the job is due at once, and whoever asks for a deadline
+    that is over is refused by `check_ahead`, unless that may be said again of a job that there is.
 
     Raises:
         InvalidRequest: names the option.
@@ -62,6 +62,19 @@ def check_moment(field: str, moment: object) -> datetime:
     if moment - datetime.now(UTC) > LONGEST:
         raise InvalidRequest(field=field, reason=f"must be within {LONGEST.days} days from now")
     return moment
+
+
+def check_ahead(field: str, moment: datetime | None) -> None:
+    """Refuse a moment by which nothing can be done any more.
+
+    Raises:
+        InvalidRequest: it has passed, by this machine's clock; the store's decides about the others.
+
+    """
+    if moment is not None and moment <= (now := datetime.now(UTC)):
+        raise InvalidRequest(
+            field=field, reason=f"{moment:%Y-%m-%d %H:%M:%S %Z} has passed, it is {now:%Y-%m-%d %H:%M:%S} UTC"
+        )
 
 
 def check_span(field: str, span: object) -> timedelta:

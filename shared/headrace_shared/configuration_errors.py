@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from headrace_shared.errors import InvalidConfiguration
+from headrace_shared.validation import plain_reason
 
 UNKNOWN_KEY = "unknown_key"
 
@@ -70,8 +71,7 @@ def toml_path(places: Iterable[str | int]) -> str:
 def _sentence(details: ErrorDetails) -> str:
     known = _SENTENCES.get(details["type"])
     if known is None:
-        message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        return message[:1].lower() + message[1:]
+        return plain_reason(details["msg"])
     given: object = details["input"]
     kind = next((name for of, name in _KINDS if isinstance(given, of)), "a number")
     return known if details["type"] == "missing" else f"{known}, not {kind}"

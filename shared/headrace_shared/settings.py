@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from headrace_shared.errors import InvalidConfiguration, MissingSetting
 from headrace_shared.ids import Lane
+from headrace_shared.validation import plain_reason
 
 
 class Settings(BaseSettings):
@@ -134,6 +135,4 @@ def load_settings(**given: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise InvalidConfiguration(
-            where=f"HEADRACE_{name}", reason=first["msg"].removeprefix("Value error, ").lower()
-        ) from None
+        raise InvalidConfiguration(where=f"HEADRACE_{name}", reason=plain_reason(first["msg"])) from None

@@ -5,12 +5,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from headrace_shared import logs
 from headrace_shared.errors import HeadraceError
+from headrace_shared.servers import WEBHOOK_SECRET, configured_servers, nearest_webhook_secret
 from headrace_shared.settings import Settings, load_settings
 
 _EXIT_SECONDS = 5.0
@@ -32,7 +34,11 @@ def worker(
     ] = None,
     burst: Annotated[bool, typer.Option("--burst", help="Stop when no job is due.")] = False,
 ) -> None:
-    """Run jobs until SIGTERM or Ctrl-C; then let running ones end, and give back the others."""
+    """Run jobs until SIGTERM or Ctrl-C; then let running ones end, and give back the others.
+
+    Its servers are those of HEADRACE_POSTGRES_URL and HEADRACE_REDIS_URL, else of the nearest running
+    'headrace up'.
+    """
     try:
         given = {
             "concurrency": concurrency,
@@ -69,8 +75,20 @@ async def _run(settings: Settings, *, burst: bool) -> None:
     # Imported here, so that `headrace --help` does not load the SDKs.
     from headrace_workers.service import open_worker  # noqa: PLC0415
 
-    async with open_worker(settings, burst=burst) as worker:
-        await worker.main()
+    async with configured_servers(settings) as servers:
+        if not settings.postgres_url:
+            _take_the_folders_secret()
+        found = {"postgres_url": servers.postgres_url, "redis_url": servers.redis_url}
+        async with open_worker(settings.model_copy(update=found), burst=burst) as worker:
+            await worker.main()
+
+
+def _take_the_folders_secret() -> None:
+    """Sign callbacks as the workers of `headrace up` do, whose servers these are."""
+    own = nearest_webhook_secret(Path.cwd())
+    if own is not None:
+        # Into the environment, for that is where the configuration, and processes of its own, look.
+        os.environ.setdefault(WEBHOOK_SECRET, own)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -63,7 +63,12 @@ class Feeder:
         """Look once through all queues that have a job due; return how long to rest."""
         began = time.monotonic()
         if not await self._dispatch.is_fed():
-            _logger.warning("the dispatch is new, was wiped, or is an old copy: its queues are filled anew")
+            if await feed.has_jobs(self._pool):
+                _logger.warning(
+                    "the dispatch is new, was wiped, or is an old copy: its queues are filled anew"
+                )
+            else:
+                _logger.info("the dispatch is new, and there are no jobs yet")
             # What runs is counted before anything is claimed that a cap allows only because of the loss.
             await self._dispatch.begin_afresh(await feed.running_jobs(self._pool))
         # Before any queue is filled whose jobs are to stay in it.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,14 +16,16 @@ from headrace_producer.batch.quote import Seen, nothing_seen
 from headrace_producer.batch.saving import Line, LineSaver, Purpose, read_chunks
 from headrace_producer.batch.survey import Survey, survey_file
 from headrace_producer.connections import Connections
-from headrace_producer.console import dollars
+from headrace_producer.console import count, dollars
 from headrace_producer.in_force import InForce, Snapshot
-from headrace_producer.timing import AT_ONCE, Timing
+from headrace_producer.timing import AT_ONCE, Timing, check_ahead
 from headrace_shared.budgets import Budgets
+from headrace_shared.configuration import Configuration
 from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailable
 from headrace_shared.ids import BatchId, Tenant
 from headrace_shared.money import NanoUSD, format_usd
 from headrace_shared.scopes import batch_scope
+from headrace_shared.settings import Settings
 from headrace_shared.store import batches, lengths
 from headrace_shared.store.money import BudgetPolicy, WindowKind, has_budget
 from headrace_shared.store.pool import UNREACHABLE
@@ -86,8 +88,10 @@ async def quote_file(submission: Submission, snapshot: Snapshot, seen: Seen = no
 
     Raises:
         InvalidBatchFile: with every bad line.
+        InvalidInput: an option.
 
     """
+    check_options(submission, snapshot.configuration)
     with BatchFile(submission.path) as file:
         return (await survey_file(file, submission.form, snapshot, seen=seen)).quote
 
@@ -112,6 +116,8 @@ class Submitter:
         with BatchFile(submission.path) as file:
             digest = file.digest(*submission.form.settings)
             known = await self._find(submission, digest)
+            if known is not None:
+                submission = await self._tagged(submission, known.batch.id)
             if known is not None and known.enqueued >= known.batch.total:
                 await self._check_limited(submission, known.batch.id)
                 opened = batches.OpenedBatch(known.batch.id, created=False)
@@ -148,6 +154,19 @@ class Submitter:
             )
         return known
 
+    async def _tagged(self, submission: Submission, batch_id: BatchId) -> Submission:
+        """Give the rest of a batch the tags that it has, for spend counts under those; refuse others."""
+        tags = await batches.batch_tags(self._connections.pool, batch_id)
+        if tags is None:
+            return submission
+        if submission.tags and submission.tags != tags:
+            under = f"with {', '.join(f'--tag {tag}' for tag in tags)}" if tags else "without --tag"
+            raise InvalidInput(
+                reason=f"{submission.path} is enqueued already, {under}: the same command as then goes on "
+                "with it, --again makes a new batch."
+            )
+        return replace(submission, tags=tags)
+
     async def _check_limited(self, submission: Submission, batch_id: BatchId) -> None:
         """Refuse a limit that would come too late: the batch is enqueued, and has none."""
         scope = batch_scope(batch_id)
@@ -161,16 +180,8 @@ class Submitter:
 
     async def _survey(self, submission: Submission, file: BatchFile, digest: bytes) -> Survey:
         snapshot = await self._in_force.now()
-        if submission.lane not in snapshot.configuration.lanes:
-            known = ", ".join(snapshot.configuration.lanes)
-            raise InvalidRequest(field="lane", reason=f"{submission.lane!r} is not one of {known}")
-        if submission.webhook is not None:
-            settings = self._connections.settings
-            check_url(
-                submission.webhook,
-                allow_http=settings.webhook_allow_http,
-                allowed_networks=settings.webhook_allowed_networks,
-            )
+        check_options(submission, snapshot.configuration)
+        check_webhook(submission, self._connections.settings)
         self._view.begin("Checking")
         survey = await survey_file(
             file,
@@ -181,6 +192,11 @@ class Submitter:
             seed=digest,
         )
         check_cost(submission, survey.quote)
+        if submission.sample > survey.total:
+            self._view.tell(
+                f"{submission.path} has only {count(survey.total, 'request')}: --sample {submission.sample} "
+                "takes all of them."
+            )
         return survey
 
     async def _limit(self, submission: Submission, opened: batches.OpenedBatch, quote: Quote) -> None:
@@ -264,6 +280,34 @@ class Submitter:
 class _Known:
     batch: batches.Batch
     enqueued: int
+
+
+def check_options(submission: Submission, configuration: Configuration) -> None:
+    """Refuse what no job of the file could have.
+
+    Raises:
+        InvalidRequest: names the option.
+
+    """
+    check_ahead("deadline", submission.timing.deadline)
+    if submission.lane not in configuration.lanes:
+        known = ", ".join(configuration.lanes)
+        raise InvalidRequest(field="lane", reason=f"{submission.lane!r} is not one of {known}")
+
+
+def check_webhook(submission: Submission, settings: Settings) -> None:
+    """Refuse a callback to where these settings allow none.
+
+    Raises:
+        InvalidWebhook: says what is wrong with it.
+
+    """
+    if submission.webhook is not None:
+        check_url(
+            submission.webhook,
+            allow_http=settings.webhook_allow_http,
+            allowed_networks=settings.webhook_allowed_networks,
+        )
 
 
 def check_cost(submission: Submission, quote: Quote) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace_producer.chaos import records, redis_keys
-from headrace_producer.servers import own_servers
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.errors import InvalidConfiguration
+from headrace_shared.servers import own_servers
 from headrace_shared.settings import Settings
 from headrace_shared.store import migrate
 from headrace_shared.store.pool import Connection, connect

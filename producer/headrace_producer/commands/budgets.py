@@ -12,9 +12,17 @@ from headrace_producer.console import Console
 from headrace_shared.budgets import Budgets, BudgetView
 from headrace_shared.errors import InvalidInput
 from headrace_shared.money import NanoUSD, format_usd, parse_usd
-from headrace_shared.scopes import parse_scope
+from headrace_shared.scopes import GLOBAL, parse_scope
 from headrace_shared.settings import load_settings
-from headrace_shared.store.money import BudgetPolicy, TimeZone, WindowKind, time_zone
+from headrace_shared.store.money import (
+    BudgetPolicy,
+    BudgetState,
+    TimeZone,
+    WindowKind,
+    budget_state,
+    time_zone,
+    was_charged,
+)
 
 app = typer.Typer(help="Hard limits of what may be spent.", rich_markup_mode=None)
 
@@ -80,27 +88,47 @@ async def _set(
 ) -> None:
     async with open_connections(load_settings()) as connections:
         await Budgets(connections.pool, connections.redis).set(scope, window, limit, policy)
+        states = await budget_state(connections.pool)
+        charged = await was_charged(connections.pool, scope)
     console.say(
         f"{scope} may spend {format_usd(limit)} {_every(window)}; {_what_does_not_fit(window, policy)}."
     )
+    for state in states:
+        if (state.scope, state.kind) == (scope, window) and state.settled + state.suspense >= limit:
+            console.say(_nothing_is_left(state))
+    if not charged and scope != GLOBAL:
+        console.say(f"Nothing was ever charged to {scope}: it counts from the first call that is.")
     console.conclude({"scope": scope, "window": window, "limit_nano_usd": limit, "policy": policy})
 
 
 def _what_does_not_fit(window: WindowKind, policy: BudgetPolicy) -> str:
     match policy:
         case BudgetPolicy.SOFT:
-            return "what does not fit is counted, and not stopped"
+            return "a job that does not fit runs all the same, and is counted"
         case BudgetPolicy.REJECT:
-            return "what does not fit waits for calls under way and then fails"
+            return "a job that does not fit fails, once no call under way can still make room for it"
         case BudgetPolicy.DOWNGRADE:
-            first = "what does not fit goes to the next target of its route that does; else it"
+            first = "a job that does not fit goes to the next target of its route that does; else it"
         case BudgetPolicy.WAIT:
-            first = "what does not fit"
+            first = "a job that does not fit"
         case _:
             assert_never(policy)
     if window is WindowKind.TOTAL:
-        return f"{first} waits for calls under way and then fails: a total never comes again"
-    return f"{first} waits for the next {window}"
+        return (
+            f"{first} fails, once no call under way can still make room for it, "
+            "because a total never begins anew"
+        )
+    return f"{first} waits for the next {window}, and fails if its call alone can cost more than the limit"
+
+
+def _nothing_is_left(state: BudgetState) -> str:
+    used = f"{format_usd(state.settled)} is settled"
+    if state.suspense:
+        used += f" and {format_usd(state.suspense)} in suspense"
+    if state.policy is BudgetPolicy.SOFT:
+        return f"All of it is used already ({used}), and calls go on."
+    until = "" if state.kind is WindowKind.TOTAL else f" before the next {state.kind}"
+    return f"All of it is used already ({used}): no call that costs anything goes out under it{until}."
 
 
 async def _zone(console: Console, name: str | None) -> None:

@@ -18,6 +18,7 @@ from headrace_producer.commands.options import AsJson, Deadline, read_duration, 
 from headrace_producer.connections import Connections, open_connections
 from headrace_producer.console import Console, count
 from headrace_producer.retrying import Retrier, check_retriable
+from headrace_producer.timing import check_ahead
 from headrace_shared.errors import AlreadyRetried, InvalidInput, NotRetriable
 from headrace_shared.ids import BatchId, JobId
 from headrace_shared.outcome import ErrorClass
@@ -79,7 +80,9 @@ def retry(
         raise InvalidInput(
             reason="Say what to retry: ids of jobs or batches, --fingerprint, --class, --tenant or --since."
         )
-    order = _Order(named, selection, _read_body(body), read_moment("--deadline", deadline), dry_run=dry_run)
+    moment = read_moment("--deadline", deadline)
+    check_ahead("--deadline", moment)
+    order = _Order(named, selection, _read_body(body), moment, dry_run=dry_run)
     asyncio.run(_retry(Console(as_json), order))
 
 

@@ -6,8 +6,8 @@ import typer
 
 from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console, count
-from headrace_producer.servers import configured_servers
 from headrace_shared.doctor import Finding, Level, examine
+from headrace_shared.servers import configured_servers
 from headrace_shared.settings import load_settings
 
 

@@ -13,7 +13,9 @@ from headrace_shared.configuration_sections import LimitSection
 from headrace_shared.dispatch import limits
 from headrace_shared.dispatch.limits import Measure, View
 from headrace_shared.durations import format_duration
-from headrace_shared.errors import InvalidInput
+from headrace_shared.errors import InvalidInput, InvalidRequest, UnknownPrice
+from headrace_shared.prices import PriceBook
+from headrace_shared.routes import Target
 from headrace_shared.settings import load_settings
 from headrace_shared.store import configurations
 
@@ -49,6 +51,7 @@ def show(*, as_json: AsJson = False) -> None:
 async def _set(console: Console, name: str, changes: dict[str, int]) -> None:
     async with open_connections(load_settings()) as connections:
         present = await configurations.current(connections.pool)
+        _check_called(present.configuration, name)
         changed = _changed(present.configuration, name, changes)
         source = f"limits set {name}"
         applied = await configurations.apply(connections.pool, changed, source, over=present.version)
@@ -58,6 +61,38 @@ async def _set(console: Console, name: str, changes: dict[str, int]) -> None:
     section = changed.limits.get(name, LimitSection())
     console.say(f"{name}: {_sentence(section)} (version {applied.version} of the configuration).")
     console.conclude({"limiter": name, "version": applied.version, **section.model_dump()})
+
+
+def _check_called(present: Configuration, name: str) -> None:
+    """Refuse a model that nobody can call; one that has a limit already may have it changed.
+
+    Raises:
+        InvalidRequest: names those that can be called.
+
+    """
+    provider, _, model = name.partition("/")
+    if not model or name in present.limits or provider not in present.providers:
+        return
+    named = {str(each.target) for route in present.routes.values() for each in route.called}
+    known = sorted(named.union(present.prices))
+    if present.defaults.any_model:
+        if provider == present.defaults.provider and _has_price(present, Target(provider, model)):
+            return
+        known.append(f"any model of {present.defaults.provider} that has a price")
+    if name not in known:
+        raise InvalidRequest(
+            field="LIMITER",
+            reason=f"nothing calls {name!r}, which no route and no price names (known: "
+            f"{', '.join(known) or 'none'})",
+        )
+
+
+def _has_price(present: Configuration, target: Target) -> bool:
+    try:
+        PriceBook(present).price(target)
+    except UnknownPrice:
+        return False
+    return True
 
 
 def _changed(present: Configuration, name: str, changes: dict[str, int]) -> Configuration:

@@ -7,7 +7,7 @@ import typer
 
 from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console, count
-from headrace_producer.servers import configured_servers
+from headrace_shared.servers import configured_servers
 from headrace_shared.settings import load_settings
 from headrace_shared.store import migrate as migrations
 from headrace_shared.store.pool import connect

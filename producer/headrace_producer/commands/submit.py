@@ -18,6 +18,7 @@ from headrace_producer.batch.submit import (
     Submitted,
     Submitter,
     check_cost,
+    check_webhook,
     quote_file,
 )
 from headrace_producer.batch.templates import Template
@@ -146,8 +147,10 @@ async def _quote(console: Console, submission: Submission) -> None:
 
 
 async def _quoted_here(console: Console, submission: Submission) -> Quote:
+    settings = load_settings()
+    check_webhook(submission, settings)
     try:
-        async with open_connections(load_settings()) as connections:
+        async with open_connections(settings) as connections:
             snapshot = await read_snapshot(connections.pool)
             return await quote_file(submission, snapshot, partial(lengths.learnt, connections.pool))
     except MissingSetting:
@@ -236,6 +239,8 @@ def _say_sample(console: Console, submitted: Submitted) -> None:
     ran = standing.progress.ended
     left = submitted.total - ran
     console.note(ending_of(submitted.batch_id, ran, standing.progress, standing.cost))
+    if not left:
+        return
     console.say(
         f"The other {count(left, 'request')} would cost about {dollars(_rest(submitted))} at this rate; "
         f"the same command without --sample runs them."

@@ -13,9 +13,10 @@ import typer
 
 from headrace_producer.commands.options import AsJson
 from headrace_producer.console import Console, count
-from headrace_producer.servers import own_servers, own_webhook_secret
+from headrace_shared.configuration_sections import DEFAULT_PROVIDER
 from headrace_shared.embedded import EmbeddedServers
-from headrace_shared.errors import InvalidConfiguration
+from headrace_shared.errors import InvalidConfiguration, MissingSetting
+from headrace_shared.servers import WEBHOOK_SECRET, own_servers, own_webhook_secret
 from headrace_shared.settings import Settings, load_settings
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import connect
@@ -59,7 +60,7 @@ async def _up(
             "HEADRACE_POSTGRES_URL": servers.postgres_url,
             "HEADRACE_REDIS_URL": servers.redis_url,
         }
-        environment.setdefault("HEADRACE_WEBHOOK_SECRET", own_webhook_secret(directory))
+        environment.setdefault(WEBHOOK_SECRET, own_webhook_secret(directory))
         command = [*WORKER, *(["--concurrency", str(concurrency)] if concurrency else [])]
         crew = Crew(console, command, environment, settings.drain.total_seconds() + _GRACE_SECONDS)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -84,7 +85,17 @@ async def _require_key(servers: EmbeddedServers) -> None:
         configuration = (await configurations.current(connection)).configuration
     finally:
         await connection.close()
-    configuration.provider(configuration.defaults.provider).api_key.resolve()
+    try:
+        configuration.provider(configuration.defaults.provider).api_key.resolve()
+    except MissingSetting as error:
+        if configuration.defaults.provider != DEFAULT_PROVIDER:
+            raise
+        reason = (
+            f"{error.reason}; to try it without one, run 'headrace demo', or start "
+            "'headrace simulate-provider', set OPENAI_BASE_URL to the address that it prints, "
+            f"and {error.where} to anything"
+        )
+        raise MissingSetting(where=error.where, reason=reason) from None
 
 
 def _announce(console: Console, servers: EmbeddedServers, workers: int, directory: Path) -> None:
@@ -115,8 +126,7 @@ class Crew:
         """Tell all workers to let their jobs end; told again, they give them back at once."""
         self._stopping.set()
         for process in self._running:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+            _end(process)
 
     async def work(self, workers: int) -> int:
         """Keep so many workers running until `stop`; return the exit code."""
@@ -134,6 +144,8 @@ class Crew:
                 start_new_session=True,
             )
             self._running.add(process)
+            if self._stopping.is_set():
+                _end(process)  # it was not among those that `stop` told
             code = await self._ending_of(process)
             self._running.discard(process)
             if code == _BAD_CONFIGURATION:
@@ -148,16 +160,23 @@ class Crew:
         return 0
 
     async def _ending_of(self, process: asyncio.subprocess.Process) -> int:
+        """Wait for its end, when it is told to stop for so long as it may take.
+
+        `stop` has told it then, and nobody else may: told again, a worker gives its jobs back at once.
+        """
         ended = asyncio.ensure_future(process.wait())
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
                 await asyncio.wait((ended,), timeout=self._grace_seconds)
             if not ended.done():
                 process.kill()
             return await ended
         finally:
             stopping.cancel()
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()

@@ -11,10 +11,10 @@ from headrace_producer.checking import check_tenant
 from headrace_producer.commands.options import AsJson, TenantName
 from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
-from headrace_producer.servers import nearest_webhook_secret
 from headrace_shared.errors import InvalidInput, JobNotFound, MissingSetting
 from headrace_shared.ids import JobId, Tenant
 from headrace_shared.policy import WebhookPolicy
+from headrace_shared.servers import nearest_webhook_secret
 from headrace_shared.settings import load_settings
 from headrace_shared.store import configurations
 from headrace_shared.store.alerts import SIGNED_AS

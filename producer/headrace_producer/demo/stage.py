@@ -15,12 +15,12 @@ from headrace_producer.demo.ledger import worker_of
 from headrace_producer.demo.screen import Screen
 from headrace_producer.processes import Child
 from headrace_producer.receivers import verifying_receiver
-from headrace_producer.servers import own_servers
 from headrace_shared.budgets import Budgets
 from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.embedded import EmbeddedServers
+from headrace_shared.servers import own_servers
 from headrace_shared.settings import load_settings
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import Pool, open_pool

@@ -120,6 +120,18 @@ async def batch_progress(database: Database, batch_id: BatchId) -> Progress:
     return Progress(**row) if row else Progress(0, 0, 0, 0, 0)
 
 
+async def batch_tags(database: Database, batch_id: BatchId) -> tuple[str, ...] | None:
+    """Return the tags that a batch's jobs have; None while it has no job."""
+    row = await database.fetchrow(_SQL["batch_tags"], batch_id)
+    return tuple(row["tags"]) if row else None
+
+
+async def next_of_batch(database: Database, batch_id: BatchId) -> JobId | None:
+    """Return the first job of a batch that waits, else the first that runs; None when all have ended."""
+    row = await database.fetchrow(_SQL["next_of_batch"], batch_id)
+    return JobId(row["id"]) if row else None
+
+
 async def batch_cost(database: Database, batch_id: BatchId) -> BatchCost:
     row = await database.fetchrow(_SQL["batch_cost"], batch_id)
     if row is None:

@@ -38,6 +38,14 @@ SELECT count(*) AS enqueued,
                 FILTER (WHERE attempts > 0), 0)::bigint AS retried
 FROM headrace.jobs WHERE batch_id = $1 AND replaced_by IS NULL;
 
+-- name: batch_tags
+-- All of its jobs have those of the first.
+SELECT tags FROM headrace.jobs WHERE batch_id = $1 ORDER BY line LIMIT 1;
+
+-- name: next_of_batch
+SELECT id FROM headrace.jobs WHERE batch_id = $1 AND state IN ('queued', 'running')
+ORDER BY state = 'running', line LIMIT 1;
+
 -- name: batch_cost
 -- Job by job along the ledger's key: its cost is the batch's size, however long the ledger.
 -- What replaced jobs cost was spent as well.

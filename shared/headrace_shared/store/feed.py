@@ -60,6 +60,11 @@ async def due_jobs(database: Database, queues: Sequence[Queue], *, limit: int) -
     return heads
 
 
+async def has_jobs(database: Database) -> bool:
+    """Whether the store has any job, ended ones among them."""
+    return await database.fetchrow(_SQL["has_jobs"]) is not None
+
+
 async def running_jobs(database: Database) -> list[tuple[Entry, timedelta]]:
     """Return the jobs that run, and for how long their leases hold."""
     return [

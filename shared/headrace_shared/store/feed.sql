@@ -29,6 +29,9 @@ LATERAL (
         AND coalesce(j.api_key, '') = queue.key AND j.run_at <= headrace.now()
     ORDER BY j.run_at, j.id LIMIT $5) AS head;
 
+-- name: has_jobs
+SELECT id FROM headrace.jobs LIMIT 1;
+
 -- name: running_jobs
 -- What runs, and for how many seconds its lease holds.
 SELECT id, lane, route, tenant, api_key, extract(epoch FROM lease_until - headrace.now())::float8 AS lease

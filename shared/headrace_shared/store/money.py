@@ -136,6 +136,11 @@ async def remove_budget(database: Database, scope: str, kind: WindowKind) -> boo
     return await database.fetchrow(_SQL["remove_budget"], scope, kind) is not None
 
 
+async def was_charged(database: Database, scope: str) -> bool:
+    """Whether anything was ever spent, or stands in suspense, under a scope."""
+    return await database.fetchrow(_SQL["was_charged"], scope) is not None
+
+
 async def has_budget(database: Database, scope: str) -> bool:
     return await database.fetchrow(_SQL["has_budget"], scope) is not None
 

@@ -14,6 +14,9 @@ DELETE FROM headrace.budgets WHERE scope = $1 AND window_kind = $2 RETURNING sco
 -- name: has_budget
 SELECT scope FROM headrace.budgets WHERE scope = $1 LIMIT 1;
 
+-- name: was_charged
+SELECT scope FROM headrace.spend WHERE scope = $1 LIMIT 1;
+
 -- name: wake_waiters
 -- A page of jobs that wait for a budget and spend from this scope, due at once.
 UPDATE headrace.jobs AS j SET run_at = headrace.now(), waiting_for = NULL

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.testing.limits import Enforcement
+from headrace_shared.validation import plain_reason
 
 
 class Fate(Enum):
@@ -85,7 +86,8 @@ def changed(behaviour: Behaviour, changes: bytes) -> Behaviour:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise _unusable(f"{place}: {first['msg']}" if place else first["msg"]) from error
+        reason = plain_reason(first["msg"])
+        raise _unusable(f"{place}: {reason}" if place else reason) from error
 
 
 def as_json(behaviour: Behaviour) -> dict[str, JsonValue]:

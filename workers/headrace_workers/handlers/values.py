@@ -10,6 +10,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.jsonvalue import refuse_not_finite, write_json
+from headrace_shared.validation import plain_reason
 
 T = TypeVar("T")
 
@@ -94,7 +95,8 @@ def first_problem(error: ValidationError) -> str:
     """Return the place and the reason of the first thing that is wrong, and no value."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"]
+    reason = plain_reason(first["msg"])
+    return f"{place}: {reason}" if place else reason
 
 
 def _first(error: ValueError) -> str:

@@ -12,7 +12,10 @@ from headrace_shared.settings import Settings
 from headrace_shared.store import migrate
 from headrace_shared.store.pool import connect
 
-WEBHOOK_SECRET = Path(".headrace") / "webhook.secret"
+WEBHOOK_SECRET = "HEADRACE_WEBHOOK_SECRET"  # noqa: S105 - its name
+"""The variable that a default configuration reads the master secret of callbacks from."""
+
+_SECRET_FILE = Path(".headrace") / "webhook.secret"
 
 FindServers: TypeAlias = Callable[[], AbstractAsyncContextManager[EmbeddedServers]]
 
@@ -46,7 +49,7 @@ async def own_servers(directory: Path) -> AsyncGenerator[EmbeddedServers]:
 
 def own_webhook_secret(directory: Path) -> str:
     """Return the master secret of a folder's callbacks, made when it is first asked for."""
-    path = directory / WEBHOOK_SECRET
+    path = directory / _SECRET_FILE
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(secrets.token_urlsafe(32), encoding="ascii")
@@ -56,6 +59,6 @@ def own_webhook_secret(directory: Path) -> str:
 def nearest_webhook_secret(start: Path) -> str | None:
     """Return the master secret of the nearest folder, upwards, that has one."""
     for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / WEBHOOK_SECRET).is_file():
+        if (folder / _SECRET_FILE).is_file():
             return own_webhook_secret(folder)
     return None
