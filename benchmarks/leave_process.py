@@ -9,19 +9,17 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import uvloop
 from stage import body
 
 from headrace_shared.budgets import Settlement
-from headrace_shared.ids import Lane, RouteName, Tenant, WorkerId, new_job_id
-from headrace_shared.ids import Run as RunNumber
-from headrace_shared.job import ClaimedJob, Queue
+from headrace_shared.ids import WorkerId
 from headrace_shared.jsonvalue import write_json
 from headrace_shared.money import NanoUSD
-from headrace_shared.request import Endpoint
 from headrace_shared.settings import load_settings
+from headrace_shared.testing.jobs import claimed_job
 from headrace_shared.usage import Finish, Usage
 from headrace_workers.execution import Run, Step
 from headrace_workers.parts import Parts, open_parts, steps_of
@@ -47,7 +45,7 @@ async def main() -> None:
         leave = [step for step in steps if isinstance(step, Hold | Admit)]
         left = settled = 0.0
         for wave in range(-_WARM_UP, waves):
-            runs = [await route(Run.of(_job())) for _ in range(calls)]
+            runs = [await route(Run.of(claimed_job(write_json(body(1))))) for _ in range(calls)]
             _, bare = await _wave(runs, [])
             let, processor = await _wave(runs, leave)
             began = time.process_time()
@@ -83,21 +81,6 @@ async def _settle(parts: Parts, runs: Sequence[Run]) -> None:
         settlements.append(Settlement(run.held.id, NanoUSD(1)))
     await parts.limiter.report()
     await parts.budgets.settle(settlements)
-
-
-def _job() -> ClaimedJob:
-    return ClaimedJob(
-        id=new_job_id(),
-        run=RunNumber(1),
-        queue=Queue(Lane("default"), RouteName("gpt-4o-mini"), Tenant("acme")),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        body=write_json(body(1)),
-        attempts=0,
-        max_attempts=6,
-        created_at=datetime.now(UTC),
-        waited=timedelta(0),
-        lease=timedelta(seconds=30),
-    )
 
 
 if __name__ == "__main__":

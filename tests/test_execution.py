@@ -3,20 +3,20 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
 from headrace_shared.dispatch.dispatch import Dispatch
-from headrace_shared.ids import CallNumber, Lane, RouteName, Tenant, new_job_id
+from headrace_shared.ids import CallNumber
 from headrace_shared.ids import Run as RunNumber
-from headrace_shared.job import ClaimedJob, JobState, Queue
+from headrace_shared.job import JobState
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Outcome, Snoozed, Succeeded, WaitReason
 from headrace_shared.request import Endpoint
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.clock import Clock
-from headrace_shared.testing.jobs import MODEL, Jobs
+from headrace_shared.testing.jobs import MODEL, Jobs, claimed_job
 from headrace_shared.testing.scripted_provider import Scripted, ScriptedProvider, completion, refusal
 from headrace_shared.testing.simulated_provider import SimulatedProvider
 from headrace_workers.execution import Again, Execution, Run
@@ -253,21 +253,6 @@ async def test_many_jobs_at_once_cost_what_the_provider_says(jobs: Jobs, provide
 # The steps by themselves.
 
 
-def claimed() -> ClaimedJob:
-    return ClaimedJob(
-        id=new_job_id(),
-        run=RunNumber(1),
-        queue=Queue(Lane("default"), RouteName(MODEL), Tenant("acme")),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        body=b"{}",
-        attempts=0,
-        max_attempts=6,
-        created_at=datetime.fromtimestamp(0, UTC),
-        waited=timedelta(0),
-        lease=timedelta(seconds=30),
-    )
-
-
 class Steps:
     """Three steps that note that they were there; the second does as it is told."""
 
@@ -314,27 +299,27 @@ class Steps:
 
 async def test_a_run_passes_all_steps_in_order() -> None:
     steps = Steps()
-    assert await steps.execution().run(claimed()) == Succeeded()
+    assert await steps.execution().run(claimed_job()) == Succeeded()
     assert steps.passed == ["first", "second", "third"]
 
 
 async def test_an_outcome_passes_by_the_later_steps_and_is_settled() -> None:
     outcome = Snoozed(timedelta(seconds=1), WaitReason.BUDGET)
     steps = Steps(outcome)
-    assert await steps.execution().run(claimed()) == outcome
+    assert await steps.execution().run(claimed_job()) == outcome
     assert steps.passed == ["first", "second"]
     assert [run.outcome for run in steps.settled] == [outcome]
 
 
 async def test_a_step_that_breaks_fails_the_run_for_an_internal_reason() -> None:
     steps = Steps(ValueError("secret"))
-    outcome = await steps.execution().run(claimed())
+    outcome = await steps.execution().run(claimed_job())
     assert outcome == Failed(Failure(ErrorClass.INTERNAL, "ValueError"))
     assert steps.passed == ["first", "second"]
 
 
 async def test_an_interrupted_step_ends_the_run_for_the_first_reason_given() -> None:
-    steps, job = Steps(asyncio.Event()), claimed()
+    steps, job = Steps(asyncio.Event()), claimed_job()
     execution = steps.execution()
     task = asyncio.create_task(execution.run(job))
     await steps.reached.wait()
@@ -345,7 +330,7 @@ async def test_an_interrupted_step_ends_the_run_for_the_first_reason_given() -> 
 
 
 async def test_a_run_that_is_interrupted_before_it_began_is_settled_all_the_same() -> None:
-    steps, job = Steps(), claimed()
+    steps, job = Steps(), claimed_job()
     execution = steps.execution()
     task = asyncio.create_task(execution.run(job))
     execution.interrupt(job, WaitReason.SHUTDOWN, task)
@@ -354,7 +339,7 @@ async def test_a_run_that_is_interrupted_before_it_began_is_settled_all_the_same
 
 
 async def test_a_run_that_waits_in_its_slot_is_interrupted_there() -> None:
-    steps, job = Steps(), claimed()
+    steps, job = Steps(), claimed_job()
     execution = steps.execution(again=1)
     task = asyncio.create_task(execution.run(job))
     await steps.waiting.wait()
@@ -365,7 +350,7 @@ async def test_a_run_that_waits_in_its_slot_is_interrupted_there() -> None:
 
 async def test_a_job_that_its_own_worker_claims_again_ends_its_older_run() -> None:
     """As after a freeze, when the claim comes before the heartbeat that would tell of the loss."""
-    steps, job = Steps(asyncio.Event()), claimed()
+    steps, job = Steps(asyncio.Event()), claimed_job()
     running = Running({}, steps.execution(), Metrics(enabled=False))
     older = running.start(job)
     await steps.reached.wait()

@@ -1,13 +1,14 @@
 """What a worker counts, as Prometheus reads it."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from prometheus_client import generate_latest
 
 from headrace_shared.budgets import BudgetView
-from headrace_shared.ids import Lane, RouteName, Run, Tenant, WorkerId, new_job_id
-from headrace_shared.job import ClaimedJob, Queue
+from headrace_shared.ids import Lane, Tenant, WorkerId
+from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Snoozed, Succeeded, WaitReason
 from headrace_shared.request import Endpoint
@@ -15,6 +16,7 @@ from headrace_shared.routes import Target
 from headrace_shared.settings import Settings
 from headrace_shared.store.money import BudgetPolicy, BudgetState, WindowKind
 from headrace_shared.store.pauses import Pause
+from headrace_shared.testing.jobs import claimed_job
 from headrace_shared.usage import Usage
 from headrace_workers.telemetry import MAX_SERIES, setup
 
@@ -24,18 +26,7 @@ LATEST_OPT_IN = "messaging,gen_ai_latest_experimental"
 
 
 def claimed(waited: timedelta = timedelta(0)) -> ClaimedJob:
-    return ClaimedJob(
-        id=new_job_id(),
-        run=Run(1),
-        queue=Queue(Lane("batch"), RouteName("gpt-4o-mini"), Tenant("acme")),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        body=b"{}",
-        attempts=0,
-        max_attempts=6,
-        created_at=datetime.now(UTC),
-        waited=waited,
-        lease=timedelta(seconds=30),
-    )
+    return replace(claimed_job(lane=Lane("batch")), waited=waited)
 
 
 def budget(scope: str, held: int) -> BudgetView:

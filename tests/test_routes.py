@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -12,9 +12,7 @@ from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch import breakers
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import InvalidConfiguration, InvalidRequest
-from headrace_shared.ids import CallNumber, Lane, RouteName, Tenant, new_job_id
-from headrace_shared.ids import Run as RunNumber
-from headrace_shared.job import ClaimedJob, Queue
+from headrace_shared.ids import CallNumber, RouteName
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.policy import Timeouts
@@ -22,6 +20,7 @@ from headrace_shared.request import Endpoint
 from headrace_shared.routes import Fallback, Route, Strategy, Target, Trouble, trouble_of
 from headrace_shared.store.configurations import Versioned
 from headrace_shared.store.pool import Pool
+from headrace_shared.testing.jobs import claimed_job
 from headrace_shared.usage import NO_USAGE, Finish
 from headrace_workers.breaker import Breakers
 from headrace_workers.choosing import Choosing, Met
@@ -214,21 +213,6 @@ def cost(target: Target) -> NanoUSD | None:
     return {EAST: NanoUSD(2), WEST: NanoUSD(1)}.get(target)
 
 
-def a_job() -> ClaimedJob:
-    return ClaimedJob(
-        id=new_job_id(),
-        run=RunNumber(1),
-        queue=Queue(Lane("default"), RouteName("m"), Tenant("acme")),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        body=b"{}",
-        attempts=0,
-        max_attempts=6,
-        created_at=datetime.fromtimestamp(0, UTC),
-        waited=timedelta(0),
-        lease=timedelta(seconds=30),
-    )
-
-
 @dataclass
 class Stage:
     choosing: Choosing
@@ -314,7 +298,9 @@ def test_a_call_that_its_budget_sends_elsewhere_is_counted_there(pool: Pool, dis
     found = stage(pool, dispatch, "least-loaded")
     downgrade = Downgrade(Configured(pool, Versioned(1, configuration())), found.choosing)
     ask = Ask(Endpoint.CHAT_COMPLETIONS, RouteName("m"), b'{"model": "m", "messages": [], "max_tokens": 10}')
-    run = Run(a_job(), CallNumber(1), 0, ask, target=EAST, timeouts=Timeouts(SECOND, SECOND, SECOND))
+    run = Run(
+        claimed_job(model="m"), CallNumber(1), 0, ask, target=EAST, timeouts=Timeouts(SECOND, SECOND, SECOND)
+    )
     found.choosing.taken(EAST)
     [(instead, most)] = downgrade.cheaper(run, NanoUSD(10**12))
     assert (instead.target, instead.timeouts, instead.downgraded) == (WEST, None, True)

@@ -1,6 +1,7 @@
 """The spans of a job's road: one trace where they belong together, and no text of anybody."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -11,8 +12,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, SpanKind, StatusCode, use_span
 
 from headrace_shared import telemetry
-from headrace_shared.ids import DeliveryId, Lane, RouteName, Run, Tenant, new_job_id
-from headrace_shared.job import ClaimedJob, Queue
+from headrace_shared.ids import DeliveryId, Lane, Tenant, new_job_id
+from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import (
     ErrorClass,
@@ -28,6 +29,7 @@ from headrace_shared.request import Endpoint
 from headrace_shared.routes import Target
 from headrace_shared.store.deliveries import ClaimedDelivery
 from headrace_shared.telemetry_names import LATEST, V1_41, gen_ai_names
+from headrace_shared.testing.jobs import claimed_job
 from headrace_shared.usage import Usage
 
 LANE = Lane("batch")
@@ -48,19 +50,8 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 
 def claimed(traceparent: str | None, *, attempts: int = 0, waited: timedelta = timedelta(0)) -> ClaimedJob:
-    return ClaimedJob(
-        id=new_job_id(),
-        run=Run(1),
-        queue=Queue(LANE, RouteName("gpt-4o-mini"), Tenant("acme")),
-        endpoint=Endpoint.CHAT_COMPLETIONS,
-        body=f'{{"messages": "{PROMPT}"}}'.encode(),
-        attempts=attempts,
-        max_attempts=6,
-        created_at=datetime.now(UTC),
-        waited=waited,
-        lease=timedelta(seconds=30),
-        traceparent=traceparent,
-    )
+    job = claimed_job(f'{{"messages": "{PROMPT}"}}'.encode(), lane=LANE)
+    return replace(job, attempts=attempts, waited=waited, traceparent=traceparent)
 
 
 def delivery(traceparent: str | None, attempt: int = 1) -> ClaimedDelivery:

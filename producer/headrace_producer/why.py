@@ -82,9 +82,15 @@ class Why:
 
 def _left(reason: Reason) -> timedelta | None:
     match reason:
-        case NotDue() | IsPaused() | BreakerIsOpen() | BudgetIsSpent() | WaitsItsTurn():
-            return reason.left
-        case LimitIsReached() | CapIsReached():
+        case (
+            NotDue()
+            | IsPaused()
+            | BreakerIsOpen()
+            | BudgetIsSpent()
+            | WaitsItsTurn()
+            | LimitIsReached()
+            | CapIsReached()
+        ):
             return reason.left
         case RanOutOfTime() | IsNext():
             return timedelta(0)

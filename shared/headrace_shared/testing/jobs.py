@@ -4,15 +4,15 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import asyncpg
 
 from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.ids import JobId, Lane, RouteName, Tenant, new_job_id
-from headrace_shared.job import Ending, NewJob, Queue
+from headrace_shared.ids import JobId, Lane, RouteName, Run, Tenant, new_job_id
+from headrace_shared.job import ClaimedJob, Ending, NewJob, Queue
 from headrace_shared.request import Endpoint
 from headrace_shared.store import configurations, jobs
 from headrace_shared.store.pool import UNREACHABLE, Database, Pool
@@ -49,6 +49,22 @@ async def eventually(
                 await asyncio.sleep(_LOOK)
     except TimeoutError:
         raise TimeoutError(f"after {within}: {last!r}") from None
+
+
+def claimed_job(body: bytes = b"{}", *, model: str = MODEL, lane: Lane = LANE) -> ClaimedJob:
+    """Return a job as a worker holds it that has just claimed it for the first time; no row is like it."""
+    return ClaimedJob(
+        id=new_job_id(),
+        run=Run(1),
+        queue=Queue(lane, RouteName(model), TENANT),
+        endpoint=Endpoint.CHAT_COMPLETIONS,
+        body=body,
+        attempts=0,
+        max_attempts=6,
+        created_at=datetime.now(UTC),
+        waited=timedelta(0),
+        lease=timedelta(seconds=30),
+    )
 
 
 @dataclass(frozen=True, slots=True)
