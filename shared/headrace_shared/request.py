@@ -8,7 +8,7 @@ from typing import assert_never
 
 from headrace_shared.errors import BodyTooLarge, InvalidRequest
 from headrace_shared.handlers import HandlerEndpoint
-from headrace_shared.jsonvalue import Json, JsonObject, canonical_json, read_object, refuse_nul, write_json
+from headrace_shared.jsonvalue import Json, JsonObject, canonical_json, read_last, read_object, refuse_nul, write_json
 from headrace_shared.request_bounds import Bounds, Endpoint, bounds_of, check_bounded
 
 __all__ = [
@@ -159,7 +159,7 @@ def prepare(
         InvalidRequest: the body was never checked, and is wrong.
 
     """
-    document, _ = read_object(request_body)
+    document = read_last(request_body)
     bounds = bounds_of(endpoint, document)
     body = request_body
     maximum = _missing_maximum(endpoint, document)

@@ -10,7 +10,7 @@ from headrace_producer.batch.files import BatchFile, RawLine
 from headrace_producer.in_force import Snapshot
 from headrace_shared.errors import InvalidInput, InvalidRequest
 from headrace_shared.ids import RouteName
-from headrace_shared.jsonvalue import Json, JsonObject, read_object
+from headrace_shared.jsonvalue import Json, JsonObject, read_last
 from headrace_shared.request import CheckedDocument, check_document
 
 MAX_CUSTOM_ID_LENGTH = 512
@@ -126,11 +126,10 @@ def json_line(line: RawLine, longest: int) -> JsonObject:
     if line.data is None:
         raise InvalidInput(reason=f"the line is longer than {longest:,} bytes")
     try:
-        document, _ = read_object(line.data)
+        return read_last(line.data)
     except InvalidRequest as error:
         reason: str = error.reason
         raise InvalidInput(reason="the line " + _POSITION.sub(r", column \1", reason)) from None
-    return document
 
 
 def check_custom_id(value: Json) -> str:
