@@ -96,6 +96,11 @@ def _decode(decoder: json.JSONDecoder, body: bytes) -> JsonObject:
     return value
 
 
+def may_have_nul(written: bytes) -> bool:
+    """Say whether to look for a NUL character in what was written as JSON."""
+    return _NUL in written
+
+
 def refuse_nul(document: JsonObject) -> None:
     """Refuse a document with a NUL character in a string or a key.
 
@@ -175,6 +180,7 @@ class _Readers(threading.local):
         self.mine = _Reader()
 
 
+_NUL = rb"\u0000"
 _READERS = _Readers()
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 

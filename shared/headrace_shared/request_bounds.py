@@ -200,14 +200,12 @@ def _objects(value: Json, field: str) -> Iterator[tuple[str, JsonObject]]:
 
 def _is_text(messages: Json) -> bool:
     """Say whether messages have nothing but text, as most have: the bytes of the body bound all of it."""
-    return isinstance(messages, list) and all(
-        [  # quicker than a generator
-            isinstance(message, dict)
-            and isinstance(message.get("content"), str)
-            and message.get("audio") is None
-            for message in messages
-        ]
-    )
+    for message in messages if isinstance(messages, list) else (None,):
+        if not isinstance(message, dict) or message.get("audio") is not None:
+            return False
+        if not isinstance(message.get("content"), str):
+            return False
+    return True
 
 
 def _measure_message(message: JsonObject, place: str, measure: _Measure) -> None:

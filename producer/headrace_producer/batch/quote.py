@@ -39,7 +39,7 @@ class Quoter:
         """Count a request at the dearest of its route's targets and fallbacks, and expect its first one."""
         checked = request.checked
         default = self.snapshot.configuration.defaults.max_output_tokens
-        size = len(checked.body)
+        size = checked.size
         read, written = checked.bounds.input(size), checked.bounds.output(default)
         templates = fingerprints(checked.endpoint, request.document)
         alike = Alike(request.route, templates, written, size.bit_length())
