@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -110,9 +111,10 @@ def test_a_file_that_changes_between_two_readings_is_noticed(tmp_path: Path, sna
 
 def prompts(found: list[BatchRequest | BadLine]) -> list[tuple[str, object]]:
     return [
-        (one.custom_id, json.loads(one.checked.body)["messages"][0]["content"])
+        (one.custom_id, said["content"])
         for one in found
         if isinstance(one, BatchRequest)
+        for said in cast("list[dict[str, object]]", one.document["messages"])
     ]
 
 

@@ -20,7 +20,7 @@ from headrace_shared.configuration import Configuration
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.fingerprints import fingerprints
 from headrace_shared.ids import RouteName
-from headrace_shared.jsonvalue import JsonObject
+from headrace_shared.jsonvalue import JsonObject, write_json
 from headrace_shared.prices import PriceBook
 from headrace_shared.request import Endpoint, check_document
 from headrace_shared.routes import Target
@@ -196,7 +196,7 @@ async def test_prompts_cost_what_prompts_of_their_template_did() -> None:
     for _ in range(KNOWN_CALLS):
         collected.add(Usage(250, 100, 10, 0), 1000)
     found = await quoter.quote(knowing({keys_of(one)[0]: collected.sketch()}))
-    tokens = math.ceil(len(one.checked.body) / 4)
+    tokens = math.ceil(one.checked.size / 4)
     assert found.expected_input_tokens == pytest.approx(tokens, abs=1)
     assert found.p50 == pytest.approx(tokens * 1000 * (0.6 + 0.4 * 0.5), rel=0.01)
 
@@ -242,13 +242,13 @@ async def test_what_is_learnt_adds_up_and_fades(pool: Pool) -> None:
 async def test_a_prompt_of_its_own_is_no_template(pool: Pool) -> None:
     notes, same, own = Lengths(pool), request(), request("Nobody else asks this: {}")
     for _ in range(ENOUGH - 1):
-        notes.note(TARGET, CHAT, same.checked.body, Usage(10, 0, 20, 0))
-    notes.note(TARGET, CHAT, own.checked.body, Usage(10, 0, 20, 0))
+        notes.note(TARGET, CHAT, write_json(same.document), Usage(10, 0, 20, 0))
+    notes.note(TARGET, CHAT, write_json(own.document), Usage(10, 0, 20, 0))
     await notes.write()
     mine, theirs = (set(fingerprints(CHAT, one.document)) for one in (same, own))
     keys = [SketchKey(TARGET.provider, TARGET.model, template) for template in (*mine, *theirs, "")]
     assert {key.template for key in await lengths.learnt(pool, keys)} == {*(mine & theirs), ""}
-    notes.note(TARGET, CHAT, same.checked.body, Usage(10, 0, 20, 0))
+    notes.note(TARGET, CHAT, write_json(same.document), Usage(10, 0, 20, 0))
     await notes.write()
     found = await lengths.learnt(pool, keys)
     assert {key.template: one.calls for key, one in found.items()} == dict.fromkeys(mine, ENOUGH) | {
@@ -262,7 +262,7 @@ async def test_a_busy_worker_notes_what_it_has_time_for(pool: Pool) -> None:
     for second in range(100):
         now = float(second)
         for _ in range(100):
-            notes.note(TARGET, CHAT, long.checked.body, Usage(10, 0, 20, 0))
+            notes.note(TARGET, CHAT, write_json(long.document), Usage(10, 0, 20, 0))
     await notes.write()
     found = await lengths.learnt(pool, [SketchKey(TARGET.provider, TARGET.model)])
     (sketch,) = found.values()

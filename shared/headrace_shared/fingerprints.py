@@ -6,7 +6,6 @@ its settings (everything but what is asked, and names) and what the system or a 
 digests: no word of a prompt is in them.
 """
 
-from collections.abc import Iterator
 from hashlib import blake2b
 
 from headrace_shared.jsonvalue import Json, JsonObject, canonical_json
@@ -24,6 +23,11 @@ _INCIDENTAL = frozenset(
 _INSTRUCTING = ("system", "developer")
 _WITHOUT_OUTPUT = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
 
+_BEGUN: dict[str, "blake2b"] = {}
+"""Digests of settings and instructions by their words: few templates make most of the requests."""
+_BEGUN_KEPT = 64
+_LONGEST_KEPT = 1 << 16
+
 
 def fingerprints(endpoint: Endpoint, document: JsonObject) -> tuple[str, ...]:
     """Return the fingerprints of a checked request; none where nothing is written in answer."""
@@ -37,7 +41,7 @@ def fingerprints(endpoint: Endpoint, document: JsonObject) -> tuple[str, ...]:
             parts.append(text)
         elif not opening:
             opening = text
-    digest = blake2b(canonical_json(parts), digest_size=12)
+    digest = _begun(parts)
     found = [digest.hexdigest()]
     taken = 0
     for length in OPENINGS if opening else ():
@@ -49,21 +53,37 @@ def fingerprints(endpoint: Endpoint, document: JsonObject) -> tuple[str, ...]:
     return tuple(reversed(found))
 
 
-def _texts(document: JsonObject) -> Iterator[tuple[str, str]]:
-    """Go through who says what; an input that is a string is a user's."""
+def _begun(parts: list[Json]) -> "blake2b":
+    """Return a digest of what requests of a template have in common, to go on from."""
+    try:
+        key = repr(parts)
+    except RecursionError:
+        return blake2b(canonical_json(parts), digest_size=12)
+    known = _BEGUN.get(key)
+    if known is None:
+        known = blake2b(canonical_json(parts), digest_size=12)
+        if len(_BEGUN) >= _BEGUN_KEPT:
+            _BEGUN.clear()
+        if len(key) <= _LONGEST_KEPT:
+            _BEGUN[key] = known
+    return known.copy()
+
+
+def _texts(document: JsonObject) -> list[tuple[str, str]]:
+    """Return who says what; an input that is a string is a user's."""
     said = document.get("messages", document.get("input"))
     if isinstance(said, str):
-        yield "user", said
-        return
+        return [("user", said)]
+    found: list[tuple[str, str]] = []
     for message in said if isinstance(said, list) else ():
         if isinstance(message, dict):
-            role = message.get("role")
-            yield role if isinstance(role, str) else "user", _text_of(message.get("content"))
+            role, content = message.get("role"), message.get("content")
+            text = content if isinstance(content, str) else _text_of(content)
+            found.append((role if isinstance(role, str) else "user", text))
+    return found
 
 
 def _text_of(content: Json) -> str:
-    if isinstance(content, str):
-        return content
     for part in content if isinstance(content, list) else ():
         if isinstance(part, dict) and isinstance(text := part.get("text"), str):
             return text

@@ -69,8 +69,22 @@ def read_object(body: bytes) -> tuple[JsonObject, bool]:
     """
     reader = _READERS.mine
     reader.repeats_keys = False
+    return _decode(reader.decoder, body), reader.repeats_keys
+
+
+def read_last(body: bytes) -> JsonObject:
+    """Read a JSON object as `read_object` does, in less time: nobody is told of keys that are repeated.
+
+    Raises:
+        InvalidRequest: as `read_object`.
+
+    """
+    return _decode(_DECODER, body)
+
+
+def _decode(decoder: json.JSONDecoder, body: bytes) -> JsonObject:
     try:
-        value: Json = reader.decoder.decode(body.decode())
+        value: Json = decoder.decode(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(field="body", reason=f"is not UTF-8 (byte {error.start})") from None
     except RecursionError:
@@ -79,7 +93,12 @@ def read_object(body: bytes) -> tuple[JsonObject, bool]:
         raise InvalidRequest(field="body", reason=f"is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InvalidRequest(field="body", reason="must be a JSON object")
-    return value, reader.repeats_keys
+    return value
+
+
+def may_have_nul(written: bytes) -> bool:
+    """Say whether to look for a NUL character in what was written as JSON."""
+    return _NUL in written
 
 
 def refuse_nul(document: JsonObject) -> None:
@@ -161,7 +180,9 @@ class _Readers(threading.local):
         self.mine = _Reader()
 
 
+_NUL = rb"\u0000"
 _READERS = _Readers()
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 _SURROGATE = "contains half of a surrogate pair, which UTF-8 cannot carry"
 _DEPTH = "is nested too deeply"

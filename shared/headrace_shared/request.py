@@ -8,7 +8,16 @@ from typing import assert_never
 
 from headrace_shared.errors import BodyTooLarge, InvalidRequest
 from headrace_shared.handlers import HandlerEndpoint
-from headrace_shared.jsonvalue import Json, JsonObject, canonical_json, read_object, refuse_nul, write_json
+from headrace_shared.jsonvalue import (
+    Json,
+    JsonObject,
+    canonical_json,
+    may_have_nul,
+    read_last,
+    read_object,
+    refuse_nul,
+    write_json,
+)
 from headrace_shared.request_bounds import Bounds, Endpoint, bounds_of, check_bounded
 
 __all__ = [
@@ -28,8 +37,6 @@ ENDPOINTS: tuple[Endpoint, ...] = tuple(Endpoint)
 
 MAX_MODEL_LENGTH = 200
 
-_NUL = rb"\u0000"
-
 
 @dataclass(frozen=True, slots=True)
 class CheckedDocument:
@@ -37,17 +44,21 @@ class CheckedDocument:
 
     endpoint: Endpoint
     model: str
-    body: bytes
-    """UTF-8 JSON: the caller's own bytes where it handed in bytes."""
+    size: int
+    """Bytes of its body, written as JSON."""
     bounds: Bounds
-    repeatable: bool
-    """Whether the same answer is expected each time it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedRequest(CheckedDocument):
+class CheckedRequest:
     """A request that may become a job."""
 
+    endpoint: Endpoint
+    model: str
+    body: bytes
+    """UTF-8 JSON: the caller's own bytes where it handed in bytes."""
+    repeatable: bool
+    """Whether the same answer is expected each time it is asked."""
     digest: bytes
     """SHA-256 over the endpoint and the body, the same for any order of keys."""
 
@@ -81,7 +92,8 @@ def check_request(
     """
     known = _find_endpoint(endpoint)
     encoded, document, digest = _read(known, body, max_body_bytes)
-    return CheckedRequest(*_check(known, document, encoded), digest)
+    model, _ = _check(known, document)
+    return CheckedRequest(known, model, encoded, _is_repeatable(known, document), digest)
 
 
 def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) -> CheckedDocument:
@@ -96,20 +108,18 @@ def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) 
     encoded = write_json(document)
     if len(encoded) > max_body_bytes:
         raise BodyTooLarge(size=len(encoded), limit=max_body_bytes)
-    if _NUL in encoded:
+    if may_have_nul(encoded):
         refuse_nul(document)
-    return CheckedDocument(*_check(known, document, encoded))
+    model, bounds = _check(known, document)
+    return CheckedDocument(known, model, len(encoded), bounds)
 
 
-def _check(
-    known: Endpoint, document: JsonObject, encoded: bytes
-) -> tuple[Endpoint, str, bytes, Bounds, bool]:
-    """Return what a checked request is made of, in the order of its fields."""
+def _check(known: Endpoint, document: JsonObject) -> tuple[str, Bounds]:
+    """Return the model and the bounds of a request."""
     model = _check_model(document.get("model"))
     _check_delivery(document)
     _check_content(known, document)
-    bounds = check_bounded(known, document)
-    return known, model, encoded, bounds, _is_repeatable(known, document)
+    return model, check_bounded(known, document)
 
 
 def check_input(
@@ -143,7 +153,7 @@ def _read(
 
 def _digest(endpoint: str, document: JsonObject) -> bytes:
     canonical = canonical_json(document)
-    if _NUL in canonical:
+    if may_have_nul(canonical):
         refuse_nul(document)
     return hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
 
@@ -159,7 +169,7 @@ def prepare(
         InvalidRequest: the body was never checked, and is wrong.
 
     """
-    document, _ = read_object(request_body)
+    document = read_last(request_body)
     bounds = bounds_of(endpoint, document)
     body = request_body
     maximum = _missing_maximum(endpoint, document)

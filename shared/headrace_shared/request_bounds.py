@@ -121,8 +121,10 @@ def bounds_of(endpoint: Endpoint, document: JsonObject) -> Bounds:
     measure = _Measure()
     match endpoint:
         case Endpoint.CHAT_COMPLETIONS:
-            for place, message in _objects(document.get("messages"), "messages"):
-                _measure_message(message, place, measure)
+            messages = document.get("messages")
+            if not _is_text(messages):
+                for place, message in _objects(messages, "messages"):
+                    _measure_message(message, place, measure)
         case Endpoint.RESPONSES | Endpoint.MODERATIONS:
             for place, item in _objects(document.get("input"), "input"):
                 _measure_item(item, place, measure)
@@ -178,7 +180,9 @@ def _check_modalities(modalities: Json) -> None:
 
 
 def _check_tools(tools: Json) -> None:
-    if tools is not None and not isinstance(tools, list):
+    if tools is None:
+        return
+    if not isinstance(tools, list):
         raise InvalidRequest(field="tools", reason="must be a list")
     for place, tool in _objects(tools, "tools"):
         if tool.get("type") not in _CLIENT_TOOLS:
@@ -192,6 +196,16 @@ def _objects(value: Json, field: str) -> Iterator[tuple[str, JsonObject]]:
             yield f"{field}[{index}]", item
         elif not (field == "input" and isinstance(item, str)):
             raise InvalidRequest(field=f"{field}[{index}]", reason="must be an object")
+
+
+def _is_text(messages: Json) -> bool:
+    """Say whether messages have nothing but text, as most have: the bytes of the body bound all of it."""
+    for message in messages if isinstance(messages, list) else (None,):
+        if not isinstance(message, dict) or message.get("audio") is not None:
+            return False
+        if not isinstance(message.get("content"), str):
+            return False
+    return True
 
 
 def _measure_message(message: JsonObject, place: str, measure: _Measure) -> None:

@@ -5,7 +5,7 @@ Lengths are counted in buckets that grow with the number, 32 to each doubling: a
 """
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from headrace_shared.usage import Usage
@@ -50,9 +50,8 @@ class Sketch:
     def moments(self, cap: int) -> Moments:
         """Return the moments of the lengths, none of them longer than `cap`."""
         total = first = second = third = fourth = 0.0
-        for bucket, count in enumerate(self.lengths):
+        for length, count in zip(_middles(len(self.lengths), cap), self.lengths, strict=True):
             if count:
-                length = min(middle_of(bucket), cap)
                 total += count
                 first += (power := count * length)
                 second += (power := power * length)
@@ -103,6 +102,12 @@ def bucket_of(tokens: int) -> int:
     """
     coarse = max(0, tokens.bit_length() - 1 - _FINE_BITS)
     return coarse * _FINE + (tokens >> coarse)
+
+
+@lru_cache(maxsize=256)
+def _middles(buckets: int, cap: int) -> tuple[float, ...]:
+    """Return the lengths that stand for the first buckets, none of them longer than `cap`."""
+    return tuple(min(middle_of(bucket), cap) for bucket in range(buckets))
 
 
 @cache

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.fingerprints import fingerprints
-from headrace_shared.jsonvalue import read_object
+from headrace_shared.jsonvalue import read_last
 from headrace_shared.logs import Occasional
 from headrace_shared.request import Endpoint
 from headrace_shared.routes import Target
@@ -94,7 +94,6 @@ class Lengths:
 
 def _fingerprints(endpoint: Endpoint, body: bytes) -> tuple[str, ...]:
     try:
-        document, _ = read_object(body)
-        return fingerprints(endpoint, document)
+        return fingerprints(endpoint, read_last(body))
     except InvalidRequest:
         return ()

@@ -9,7 +9,7 @@ but have never been seen, are alike in a way that nobody knows, and are not aver
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import NamedTuple
@@ -88,12 +88,12 @@ class _Spread:
     """Their standard deviations, added up: times the error of the sketch's mean."""
     independent: float = 0.0
     """The variance of requests that differ only by chance."""
-    together: defaultdict[SketchKey, float] = field(default_factory=lambda: defaultdict(float))
-    """Standard deviations that add up: of requests that are alike in a way that nobody knows."""
+    together: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Standard deviations that add up: of requests that are alike in a way, a template, that nobody knows."""
     skewness: float = 0.0
     kurtosis: float = 0.0
 
-    def add(self, requests: int, deviation: float, moments: Moments, unknown: SketchKey | None) -> None:
+    def add(self, requests: int, deviation: float, moments: Moments, unknown: str | None) -> None:
         self.summed += requests * deviation
         if unknown is None:
             self.independent += requests * deviation**2
@@ -108,18 +108,42 @@ class _Spread:
         return self.independent + together + self.summed**2 / calls
 
 
+class _Known:
+    """A sketch, and how far the cost of the requests that it tells of may be from its mean."""
+
+    def __init__(self, sketch: Sketch) -> None:
+        self.sketch = sketch
+        self.tokens_per_byte = sketch.prompt_tokens / max(sketch.body_bytes, 1)
+        self.cached = min(1.0, sketch.cached_tokens / max(sketch.prompt_tokens, 1))
+        """The share of a prompt that is read from a cache."""
+        self.spread: _Spread | None = None
+        self._moments: dict[int, tuple[Moments, float]] = {}
+
+    def moments(self, cap: int) -> tuple[Moments, float]:
+        """Return what answers are like, none of them longer than `cap`, and their standard deviation."""
+        found = self._moments.get(cap)
+        if found is None:
+            moments = self.sketch.moments(cap)
+            found = self._moments[cap] = moments, math.sqrt(moments.variance)
+        return found
+
+
 class Sums:
     """The cost of groups: its fixed part, and the mean and variance of what answers add to it."""
 
     def __init__(self, known: Mapping[SketchKey, Sketch]) -> None:
-        self._known = {key: sketch for key, sketch in known.items() if sketch.calls >= KNOWN_CALLS}
+        self._known: defaultdict[tuple[str, str], dict[str, _Known]] = defaultdict(dict)
+        """Of each provider and model, by template."""
+        for key, sketch in known.items():
+            if sketch.calls >= KNOWN_CALLS:
+                self._known[key.provider, key.model][key.template] = _Known(sketch)
+        self._used: list[tuple[_Spread, float]] = []
+        """Where requests were found, and the calls that it is known by."""
         self._requests = self._by_template = self._by_model = 0
         self._most_read = self._most_written = self._most = self._dearest = 0
         self._read = self._written = 0.0
         self._fixed = 0
         self._mean = 0.0
-        self._spreads: defaultdict[SketchKey, _Spread] = defaultdict(_Spread)
-        self._moments: dict[tuple[SketchKey, int], Moments] = {}
 
     def add(self, alike: Alike, group: Group, price: Price) -> None:
         self._requests += group.requests
@@ -127,47 +151,41 @@ class Sums:
         self._most_written += group.requests * alike.cap
         self._most += group.most
         self._dearest = max(self._dearest, group.dearest)
-        unknown: SketchKey | None = None
-        for key in keys_of(alike, price):
-            if key in self._known:
-                self._expect(alike, group, price, key, unknown)
+        known = self._known[price.target.provider, price.target.model]
+        unknown: str | None = None
+        # The closest first.
+        for template in (*alike.templates, ""):
+            if (found := known.get(template)) is not None:
+                self._expect(alike, group, price, found, unknown)
+                if template:
+                    self._by_template += group.requests
+                else:
+                    self._by_model += group.requests
                 return
-            unknown = key
+            unknown = template
         self._fixed += group.most
         self._read += group.most_input_tokens
         self._written += group.requests * alike.cap
 
-    def _expect(
-        self, alike: Alike, group: Group, price: Price, key: SketchKey, unknown: SketchKey | None
-    ) -> None:
-        """Add a group by a sketch; `unknown` is the last place where it was looked for in vain."""
-        read = self._prompt_tokens(group, price, key)
-        moments = self._moments_of(key, alike.cap)
+    def _expect(self, alike: Alike, group: Group, price: Price, known: _Known, unknown: str | None) -> None:
+        """Add a group by a sketch; `unknown` is the last template that was looked for in vain."""
+        read = self._prompt_tokens(group, price, known)
+        moments, deviation = known.moments(alike.cap)
         token = _per_token(price, read)
         self._written += group.requests * moments.mean
         self._mean += group.requests * moments.mean * token
-        self._spreads[key].add(group.requests, math.sqrt(moments.variance) * token, moments, unknown)
-        if key.template:
-            self._by_template += group.requests
-        else:
-            self._by_model += group.requests
+        if known.spread is None:
+            known.spread = _Spread()
+            self._used.append((known.spread, known.sketch.calls))
+        known.spread.add(group.requests, deviation * token, moments, unknown)
 
-    def _prompt_tokens(self, group: Group, price: Price, key: SketchKey) -> int:
+    def _prompt_tokens(self, group: Group, price: Price, known: _Known) -> int:
         """Count what a group reads; return how much each of its requests does."""
-        sketch = self._known[key]
-        per_byte = sketch.prompt_tokens / max(sketch.body_bytes, 1)
-        read = min(group.body_bytes * per_byte, group.most_input_tokens)
-        cached = min(1.0, sketch.cached_tokens / max(sketch.prompt_tokens, 1))
+        read = min(group.body_bytes * known.tokens_per_byte, group.most_input_tokens)
         each = math.ceil(read / group.requests)
         self._read += read
-        self._fixed += group.requests * price.cost(Usage(each, int(each * cached), 0, 0))
+        self._fixed += group.requests * price.cost(Usage(each, int(each * known.cached), 0, 0))
         return each
-
-    def _moments_of(self, key: SketchKey, cap: int) -> Moments:
-        found = self._moments.get((key, cap))
-        if found is None:
-            found = self._moments[key, cap] = self._known[key].moments(cap)
-        return found
 
     def quote(self) -> Quote:
         p50, p90 = _quantiles(self._mean, self._variance())
@@ -187,8 +205,7 @@ class Sums:
         )
 
     def _variance(self) -> float:
-        found = [(spread, self._known[key].calls) for key, spread in self._spreads.items()]
-        parts = [(spread, spread.variance(calls), calls) for spread, calls in found]
+        parts = [(spread, spread.variance(calls), calls) for spread, calls in self._used]
         variance = sum(part for _, part, _ in parts)
         if not variance:
             return 0.0
@@ -204,13 +221,6 @@ class Sums:
 
     def _whole(self, variable: float) -> NanoUSD:
         return NanoUSD(min(self._most, self._fixed + math.ceil(variable)))
-
-
-def keys_of(alike: Alike, price: Price) -> Iterator[SketchKey]:
-    """Go through where a request's like may be known, the closest first."""
-    provider, model = price.target.provider, price.target.model
-    for template in (*alike.templates, ""):
-        yield SketchKey(provider, model, template)
 
 
 def _per_token(price: Price, prompt_tokens: int) -> float:

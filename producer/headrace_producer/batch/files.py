@@ -84,7 +84,7 @@ class BatchFile:
             whole = ended or len(line) <= longest
             while not ended and (rest := self._readline(stream, _PIECE)):
                 ended = rest.endswith(b"\n")
-            if not whole or line.strip():
+            if not (whole and line.isspace()):
                 yield RawLine(number, line.rstrip(b"\r\n") if whole else None)
 
     def _readline(self, stream: BinaryIO, size: int) -> bytes:

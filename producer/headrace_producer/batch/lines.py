@@ -7,11 +7,12 @@ from hashlib import blake2b
 from typing import Protocol
 
 from headrace_producer.batch.files import BatchFile, RawLine
+from headrace_producer.batch.shapes import DocumentChecker
 from headrace_producer.in_force import Snapshot
 from headrace_shared.errors import InvalidInput, InvalidRequest
 from headrace_shared.ids import RouteName
-from headrace_shared.jsonvalue import Json, JsonObject, read_object
-from headrace_shared.request import CheckedDocument, check_document
+from headrace_shared.jsonvalue import Json, JsonObject, read_last
+from headrace_shared.request import CheckedDocument
 
 MAX_CUSTOM_ID_LENGTH = 512
 
@@ -90,7 +91,7 @@ def read_requests(
         unique: whether to look for repeated custom_ids.
 
     """
-    most = snapshot.configuration.defaults.max_body_bytes
+    checker = DocumentChecker(max_body_bytes=snapshot.configuration.defaults.max_body_bytes)
     first_lines: dict[bytes, int] = {}
     for found in form.drafts(file, longest=longest_line(snapshot)):
         if isinstance(found, BadLine):
@@ -98,7 +99,7 @@ def read_requests(
             continue
         line, draft = found
         try:
-            request = _check(line, draft, snapshot, most)
+            request = _check(line, draft, snapshot, checker)
             if unique:
                 _refuse_repeated(line, draft.custom_id, first_lines)
         except InvalidInput as error:
@@ -126,11 +127,10 @@ def json_line(line: RawLine, longest: int) -> JsonObject:
     if line.data is None:
         raise InvalidInput(reason=f"the line is longer than {longest:,} bytes")
     try:
-        document, _ = read_object(line.data)
+        return read_last(line.data)
     except InvalidRequest as error:
         reason: str = error.reason
         raise InvalidInput(reason="the line " + _POSITION.sub(r", column \1", reason)) from None
-    return document
 
 
 def check_custom_id(value: Json) -> str:
@@ -162,9 +162,9 @@ def _openai_draft(line: JsonObject) -> Draft:
     return Draft(custom_id, url, body)
 
 
-def _check(line: int, draft: Draft, snapshot: Snapshot, most: int) -> BatchRequest:
+def _check(line: int, draft: Draft, snapshot: Snapshot, checker: DocumentChecker) -> BatchRequest:
     try:
-        checked = check_document(draft.url, draft.body, max_body_bytes=most)
+        checked = checker.check(draft.url, draft.body)
         route = snapshot.priced_route(checked.model, checked.endpoint)
     except InvalidRequest as error:
         raise InvalidRequest(field=_place(error.field), reason=error.reason) from None

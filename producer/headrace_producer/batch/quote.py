@@ -1,7 +1,7 @@
 """What a file will cost: at most, and by what answers to its templates were like before."""
 
 import heapq
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -39,7 +39,7 @@ class Quoter:
         """Count a request at the dearest of its route's targets and fallbacks, and expect its first one."""
         checked = request.checked
         default = self.snapshot.configuration.defaults.max_output_tokens
-        size = len(checked.body)
+        size = checked.size
         read, written = checked.bounds.input(size), checked.bounds.output(default)
         templates = fingerprints(checked.endpoint, request.document)
         alike = Alike(request.route, templates, written, size.bit_length())
@@ -62,10 +62,10 @@ class Quoter:
 
     def _keys(self) -> list[SketchKey]:
         """Return where to look, the most wanted first."""
-        counts: dict[tuple[str, str], Counter[str]] = {}
+        counts: dict[tuple[str, str], defaultdict[str, int]] = {}
         for alike, group in self._groups.items():
             target = self._prices_of(alike.route)[0].target
-            counted = counts.setdefault((target.provider, target.model), Counter())
+            counted = counts.setdefault((target.provider, target.model), defaultdict(int))
             for template in (*alike.templates, ""):
                 counted[template] += group.requests
         wanted = ((count, *target, name) for target, found in counts.items() for name, count in found.items())

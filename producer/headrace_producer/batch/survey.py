@@ -1,7 +1,10 @@
 """The first reading of a file: every bad line is found, and the whole is quoted, before anything is saved."""
 
 import asyncio
+import gc
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from headrace_producer.batch.expecting import Quote
@@ -13,6 +16,9 @@ from headrace_shared.errors import InvalidBatchFile, InvalidInput
 
 _TURN = 200
 """Lines that are checked before other tasks have their turn (about 10 ms)."""
+
+_OBJECTS = 100_000
+"""New objects after which garbage is looked for (some ten thousand lines)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +51,33 @@ async def survey_file(
     quoter = Quoter(snapshot)
     chosen = _Sample(sample, seed)
     problems: list[tuple[int, str]] = []
-    for index, found in enumerate(read_requests(file, form, snapshot)):
-        if index % _TURN == 0:
-            await asyncio.sleep(0)
-        if isinstance(found, BadLine):
-            problems.append((found.line, found.reason))
-        elif not problems:
-            quoter.add(found)
-            chosen.offer(found.line)
-    if problems:
-        raise InvalidBatchFile(path=str(file.path), problems=problems)
-    quote = await quoter.quote(seen)
+    with _seldom_collecting():
+        for index, found in enumerate(read_requests(file, form, snapshot)):
+            if index % _TURN == 0:
+                await asyncio.sleep(0)
+            if isinstance(found, BadLine):
+                problems.append((found.line, found.reason))
+            elif not problems:
+                quoter.add(found)
+                if sample:
+                    chosen.offer(found.line)
+        if problems:
+            raise InvalidBatchFile(path=str(file.path), problems=problems)
+        quote = await quoter.quote(seen)
     if not quote.requests:
         raise InvalidInput(reason=f"{file.path} has no requests in it.")
     return Survey(quote, frozenset(chosen.lines))
+
+
+@contextmanager
+def _seldom_collecting() -> Generator[None]:
+    """Look for garbage seldom: what is kept of each line is none, and would be looked through every time."""
+    before = gc.get_threshold()
+    gc.set_threshold(_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class _Sample:
@@ -74,5 +93,5 @@ class _Sample:
         self._offered += 1
         if len(self.lines) < self._size:
             self.lines.append(line)
-        elif self._size and (place := self._random.randrange(self._offered)) < self._size:
+        elif (place := self._random.randrange(self._offered)) < self._size:
             self.lines[place] = line
