@@ -6,7 +6,7 @@ and neither is a listed zero, unless the configuration or the small table here s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from headrace_shared.errors import UnknownPrice
 from headrace_shared.money import NanoUSD, from_decimal
 from headrace_shared.routes import Target
 from headrace_shared.usage import Usage
+from headrace_shared.vocabularies import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelPrice, Tier, TieredPrices
@@ -79,6 +80,8 @@ class Price:
     """Nano-USD of every call, whatever its tokens."""
     steps: tuple[PriceStep, ...]
     """Ascending by ``above``; the first one is above -1."""
+    vocabulary: Vocabulary | None = None
+    """What its tokens are counted in; None where nobody knows, and bytes bound them."""
 
     @property
     def input(self) -> int:
@@ -156,6 +159,7 @@ class PriceBook:
         if target.provider not in self._configuration.providers:
             raise UnknownPrice(target=str(target))
         priced_as = self._configuration.provider(target.provider).priced_as
+        vocabulary = vocabulary_of(priced_as, target.model)
         if configured is not None:
             price = _from_configuration(target, configured)
         elif (priced_as, target.model) in FREE_MODELS:
@@ -163,12 +167,12 @@ class PriceBook:
         else:
             found = _from_price_data(target, priced_as)
             if isinstance(found, _DatedPrice):
-                self._dated[target] = found
-                return found.at(self._now())
+                self._dated[target] = dated = found.counted_in(vocabulary)
+                return dated.at(self._now())
             price = found
         if len(self._lasting) >= _PRICES_KEPT:
             self._lasting.clear()
-        self._lasting[target] = price
+        self._lasting[target] = price = replace(price, vocabulary=vocabulary)
         return price
 
 
@@ -183,6 +187,11 @@ class _DatedPrice:
             if condition.constraint is None or condition.constraint.active(moment):
                 return price
         return self.alternatives[0][1]
+
+    def counted_in(self, vocabulary: Vocabulary | None) -> "_DatedPrice":
+        return _DatedPrice(
+            tuple((when, replace(price, vocabulary=vocabulary)) for when, price in self.alternatives)
+        )
 
 
 def _from_configuration(target: Target, section: PriceSection) -> Price:

@@ -1,9 +1,10 @@
-"""How many tokens a request can cost at most, found without a tokenizer.
+"""How many tokens a request can cost at most, found without a tokenizer, or closer with one.
 
 Byte-level vocabularies make at most one token of a byte, so the UTF-8 bytes of the
-JSON body bound the tokens of all text in it, the chat template's included. What the
-body only points at is bounded by a constant; what nothing bounds is refused, for a
-hold on it would be a guess.
+JSON body bound the tokens of all text in it, the chat template's included. Where the
+vocabulary of the model is at hand, the texts that it reads in one piece count as their
+tokens instead. What the body only points at is bounded by a constant; what nothing
+bounds is refused, for a hold on it would be a guess.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import assert_never
 
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.jsonvalue import Json, JsonObject
+from headrace_shared.vocabularies import Counted
 
 
 class Endpoint(StrEnum):
@@ -63,6 +65,16 @@ class _Measure:
     files: int = 0
     embedded_characters: int = 0
     """Data URLs: bytes of the body that are no text."""
+    texts: Counted | None = None
+    """Counts the texts of messages; None: their bytes have to do."""
+
+    def add_text(self, text: str) -> None:
+        if self.texts is not None:
+            self.texts.add(text)
+
+    @property
+    def saved(self) -> int:
+        return 0 if self.texts is None else self.texts.saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +121,13 @@ def check_bounded(endpoint: Endpoint, document: JsonObject) -> Bounds:
     return bounds_of(endpoint, document)
 
 
-def bounds_of(endpoint: Endpoint, document: JsonObject) -> Bounds:
+def bounds_of(endpoint: Endpoint, document: JsonObject, texts: Counted | None = None) -> Bounds:
     """Return the bounds of a request that was checked, in which only numbers and attachments may be wrong.
+
+    Args:
+        endpoint: what is asked.
+        document: the request.
+        texts: counts its texts, in the vocabulary of the model that is called; the bounds hold for no other.
 
     Raises:
         InvalidRequest: a part cannot be bounded, or a maximum or the number of choices is no positive
@@ -118,25 +135,40 @@ def bounds_of(endpoint: Endpoint, document: JsonObject) -> Bounds:
 
     """
     answers, maximum = _outputs(endpoint, document)
-    measure = _Measure()
+    measure = _Measure(texts=texts)
+    token_ids = _measure_prompt(endpoint, document, measure)
+    beside = FRAMING_TOKENS - measure.embedded_characters - measure.saved + measure.images * IMAGE_TOKENS
+    if measure.files:
+        beside += FILE_TOKENS
+    if endpoint is Endpoint.EMBEDDINGS:
+        return Bounds(token_ids is None, beside + (token_ids or 0), answers, maximum)
+    if any([document.get(name) is not None for name in _WITH_SCHEMA]):  # noqa: C419 - quicker than a generator
+        beside += SCHEMA_TOKENS
+    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum)
+
+
+def _measure_prompt(endpoint: Endpoint, document: JsonObject, measure: _Measure) -> int | None:
+    """Go through what is read once; return how many token ids it is, where it is those."""
     match endpoint:
         case Endpoint.CHAT_COMPLETIONS:
             for place, message in _objects(document.get("messages"), "messages"):
                 _measure_message(message, place, measure)
         case Endpoint.RESPONSES | Endpoint.MODERATIONS:
+            for said in (document.get("instructions"), document.get("input")):
+                if isinstance(said, str):
+                    measure.add_text(said)
             for place, item in _objects(document.get("input"), "input"):
                 _measure_item(item, place, measure)
         case Endpoint.EMBEDDINGS:
-            counted = _count_token_ids(document.get("input"))
-            return Bounds(counted is None, FRAMING_TOKENS + (counted or 0), answers, maximum)
+            given = document.get("input")
+            counted = _count_token_ids(given)
+            for text in given if isinstance(given, list) else [given]:
+                if isinstance(text, str):
+                    measure.add_text(text)
+            return counted
         case _:
             assert_never(endpoint)
-    beside = FRAMING_TOKENS - measure.embedded_characters + measure.images * IMAGE_TOKENS
-    if measure.files:
-        beside += FILE_TOKENS
-    if any([document.get(name) is not None for name in _WITH_SCHEMA]):  # noqa: C419 - quicker than a generator
-        beside += SCHEMA_TOKENS
-    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum)
+    return None
 
 
 def _outputs(endpoint: Endpoint, document: JsonObject) -> tuple[int, int | None]:
@@ -197,13 +229,29 @@ def _objects(value: Json, field: str) -> Iterator[tuple[str, JsonObject]]:
 def _measure_message(message: JsonObject, place: str, measure: _Measure) -> None:
     if message.get("audio") is not None:
         raise _unbounded(f"{place}.audio")
-    _measure_content(message.get("content"), f"{place}.content", measure)
+    _measure_said(message, place, measure)
+
+
+def _measure_said(message: JsonObject, place: str, measure: _Measure) -> None:
+    content = message.get("content")
+    if isinstance(content, list):
+        _measure_content(content, f"{place}.content", measure)
+        # Of several parts nobody knows whether the model reads them as one text, which may be cut otherwise.
+        content = _text_of(content[0]) if len(content) == 1 else None
+    if isinstance(content, str):
+        measure.add_text(content)
+    elif content is not None:
+        _measure_content(content, f"{place}.content", measure)
+
+
+def _text_of(part: Json) -> Json:
+    return part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else None
 
 
 def _measure_item(item: JsonObject, place: str, measure: _Measure) -> None:
     kind = item.get("type")
     if kind is None or kind == "message":
-        _measure_content(item.get("content"), f"{place}.content", measure)
+        _measure_said(item, place, measure)
     elif kind in _OUTPUT_ITEMS:
         _measure_content(item.get("output"), f"{place}.output", measure)
     elif kind == "reasoning":
