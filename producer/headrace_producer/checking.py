@@ -150,7 +150,7 @@ def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Sn
     most = snapshot.configuration.defaults.max_body_bytes
     if endpoint.startswith("/"):
         checked = check_request(endpoint, body, max_body_bytes=most)
-        route = snapshot.priced_route(checked.model, checked.endpoint)
+        route = snapshot.priced_route(checked.model, checked.endpoint, checked.bounds.hosted)
         return _Asked(checked.endpoint, route, checked.body, checked.digest, checked.repeatable)
     name = parse_handler_name(endpoint.removeprefix("handler:"))
     if name is None:

@@ -296,7 +296,7 @@ class _Look:
             price = snapshot.prices.price(target)
             most = snapshot.configuration.defaults.max_output_tokens
             request = prepare(body, self._job.endpoint, target.model, most, price.vocabulary)
-            return price.worst_case(request.input_bound, request.output_bound)
+            return price.worst_case(request.input_bound, request.output_bound, request.hosted)
         except InvalidInput:
             return None
 

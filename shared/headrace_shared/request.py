@@ -8,6 +8,7 @@ from typing import TypeAlias, assert_never
 
 from headrace_shared.errors import BodyTooLarge, InvalidRequest
 from headrace_shared.handlers import HandlerEndpoint
+from headrace_shared.hosted_tools import Hosted
 from headrace_shared.jsonvalue import Json, JsonObject, canonical_json, read_object, refuse_nul, write_json
 from headrace_shared.request_bounds import Bounds, Endpoint, bounds_of, check_bounded
 from headrace_shared.vocabularies import Vocabulary, counted
@@ -68,7 +69,10 @@ class PreparedRequest:
 
     body: bytes
     input_bound: int
+    """Of one reading: with hosted tools, the model may read again and more."""
     output_bound: int
+    hosted: Hosted | None = None
+    """Tools that the provider may run."""
 
 
 def check_request(
@@ -199,6 +203,7 @@ def prepare(
         body=body,
         input_bound=bounds.input(len(request_body)),
         output_bound=bounds.output(default_max_output_tokens),
+        hosted=bounds.hosted,
     )
 
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from headrace_shared.errors import InvalidRequest
+from headrace_shared.hosted_tools import HOSTED_TOOLS, MAX_TOOL_CALLS, WEB_SEARCHES, Hosted, HostedTool
 from headrace_shared.jsonvalue import Json, JsonObject
 from headrace_shared.vocabularies import Counted
 
@@ -89,6 +90,8 @@ class Bounds:
     """So many outputs, each at most as long as `maximum`; none where nothing is written in answer."""
     maximum: int | None
     """None where the request names none."""
+    hosted: Hosted | None = None
+    """Tools that the provider runs; with them the input is read again and again."""
 
     def input(self, size: int) -> int:
         """Return the most input tokens that a body of so many bytes can cost."""
@@ -117,7 +120,7 @@ def check_bounded(endpoint: Endpoint, document: JsonObject) -> Bounds:
             "use auto, default or flex",
         )
     _check_modalities(document.get("modalities"))
-    _check_tools(document.get("tools"))
+    _check_tools(endpoint, document.get("tools"))
     return bounds_of(endpoint, document)
 
 
@@ -144,7 +147,8 @@ def bounds_of(endpoint: Endpoint, document: JsonObject, texts: Counted | None = 
         return Bounds(token_ids is None, beside + (token_ids or 0), answers, maximum)
     if any([document.get(name) is not None for name in _WITH_SCHEMA]):  # noqa: C419 - quicker than a generator
         beside += SCHEMA_TOKENS
-    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum)
+    hosted = _hosted(document) if endpoint is Endpoint.RESPONSES else None
+    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum, hosted=hosted)
 
 
 def _measure_prompt(endpoint: Endpoint, document: JsonObject, measure: _Measure) -> int | None:
@@ -209,12 +213,51 @@ def _check_modalities(modalities: Json) -> None:
         raise _unbounded("modalities")
 
 
-def _check_tools(tools: Json) -> None:
+def _check_tools(endpoint: Endpoint, tools: Json) -> None:
     if tools is not None and not isinstance(tools, list):
         raise InvalidRequest(field="tools", reason="must be a list")
     for place, tool in _objects(tools, "tools"):
-        if tool.get("type") not in _CLIENT_TOOLS:
+        kind = tool.get("type")
+        if kind in _CLIENT_TOOLS:
+            continue
+        if endpoint is not Endpoint.RESPONSES or _hosted_tool(tool) is None:
             raise _unbounded(f"{place}.type")
+        _check_container(tool.get("container"), f"{place}.container")
+
+
+def _check_container(container: Json, place: str) -> None:
+    """Refuse a container that is not new and of the usual size: it has another price, or somebody else's."""
+    if container is None:
+        return
+    if not isinstance(container, dict) or container.get("type") != "auto":
+        raise _unbounded(place)
+    if container.get("memory_limit") not in (None, "1g"):
+        raise _unbounded(f"{place}.memory_limit")
+
+
+def _hosted_tool(tool: JsonObject) -> HostedTool | None:
+    kind = tool.get("type")
+    return HOSTED_TOOLS.get(kind) if isinstance(kind, str) else None
+
+
+def _hosted(document: JsonObject) -> Hosted | None:
+    """Return what the provider may run; None where it runs nothing."""
+    given = {kind for _, tool in _objects(document.get("tools"), "tools") if (kind := _hosted_tool(tool))}
+    if not given:
+        return None
+    if given.issuperset(WEB_SEARCHES):
+        raise InvalidRequest(
+            field="tools", reason="has two kinds of web search, and an answer does not say which it used"
+        )
+    calls = _positive(document, "max_tool_calls")
+    if calls is None:
+        raise InvalidRequest(
+            field="max_tool_calls",
+            reason="is missing: without it the cost of hosted tools cannot be bounded under a hard budget",
+        )
+    if calls > MAX_TOOL_CALLS:
+        raise InvalidRequest(field="max_tool_calls", reason=f"must be at most {MAX_TOOL_CALLS}")
+    return Hosted(tuple(tool for tool in HostedTool if tool in given), calls)
 
 
 def _objects(value: Json, field: str) -> Iterator[tuple[str, JsonObject]]:

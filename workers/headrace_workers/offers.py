@@ -27,7 +27,7 @@ def offer_of(now: Snapshot, ask: Ask, target: Target) -> Offer | None:
         request = prepare(
             ask.body, ask.endpoint, target.model, default, price.vocabulary, known=ask.bounds_known
         )
-        most = price.worst_case(request.input_bound, request.output_bound)
+        most = price.worst_case(request.input_bound, request.output_bound, request.hosted)
     except (UnknownPrice, InvalidRequest):
         return None
     return Offer(target, price, request, most)
