@@ -104,9 +104,11 @@ KINDS = st.lists(st.sampled_from(list(HostedTool)), min_size=1, unique=True).map
 def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
     kinds: list[HostedTool], allowed: int, data: st.DataObject
 ) -> None:
-    dear, cheap = PriceStep(-1, 1_000, 2_000, 500, 900), PriceStep(150_000, 7_000, 100, 9_000, 1_100)
+    usd = 10**9
+    short = PriceStep(-1, usd, 2 * usd, usd // 2, usd)
+    long = PriceStep(150_000, 7 * usd, usd, 9 * usd, 2 * usd)
     prices = {tool: 10 ** (5 + place) for place, tool in enumerate(HostedTool)}
-    price = replace(price_of(PRICES), steps=(dear, cheap), tools=prices)
+    price = replace(price_of(PRICES), steps=(short, long), tools=prices)
     hosted = Hosted(tuple(kinds), allowed)
     calls = dict.fromkeys(HostedTool, 0)
     for tool in data.draw(st.lists(st.sampled_from(kinds), max_size=allowed)):
@@ -115,7 +117,7 @@ def test_no_answer_within_its_bounds_costs_more_than_the_worst_case(
     if {HostedTool.WEB_SEARCH, HostedTool.WEB_SEARCH_PREVIEW} <= set(kinds):
         return  # refused
     tools = ToolCalls(web, calls[HostedTool.FILE_SEARCH], calls[HostedTool.CODE_INTERPRETER])
-    prompt = data.draw(st.integers(0, hosted.readings * CONTEXT))
+    prompt = data.draw(st.integers(0, hosted.readings)) * CONTEXT
     cached = data.draw(st.integers(0, prompt))
     usage = Usage(prompt, cached, data.draw(st.integers(0, 50)), 0, 0, tools)
     assert price.cost(usage, hosted) <= price.worst_case(10, 50, hosted)
