@@ -3,6 +3,8 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -14,12 +16,16 @@ from headrace_shared.configuration import Configuration, parse_toml
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import InvalidConfiguration, InvalidInput, InvalidRequest, UnknownPrice
 from headrace_shared.hosted_tools import SEARCHES_A_CALL, Hosted, HostedTool, ToolCalls
-from headrace_shared.job import JobState
+from headrace_shared.ids import WorkerId
+from headrace_shared.job import NEEDS_EXPIRY, NEEDS_MAX_COST, JobState
+from headrace_shared.job import NEEDS_HOSTED_TOOLS as NEEDED
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass
 from headrace_shared.prices import Price, PriceBook, PriceStep
 from headrace_shared.request import Endpoint, check_request, prepare
 from headrace_shared.routes import Target
+from headrace_shared.store import claims
+from headrace_shared.store.claims import Abilities
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.bill import bill
@@ -322,6 +328,25 @@ async def test_a_price_that_is_gone_when_the_job_runs_makes_no_call(
         [ending] = await jobs.ended([job])
     assert ending.job.error_class == ErrorClass.UNKNOWN_PRICE
     assert not scripted.requests
+
+
+@pytest.mark.usefixtures("environment")
+async def test_a_worker_of_the_version_before_leaves_such_a_job_to_others(
+    jobs: Jobs, headrace: Headrace, scripted: ScriptedProvider
+) -> None:
+    """It would hold for its bytes alone: so do those who replace another request with it."""
+    scripted.script(Scripted(400, b"{}"))
+    before = Abilities(needs=(NEEDS_EXPIRY, NEEDS_MAX_COST))
+    plain = await headrace.enqueue(RESPONSES, respond(calls=None))
+    async with running_worker():
+        await jobs.ended([plain.id])
+    again = await plain.retry(respond("web_search"))
+    new = await headrace.enqueue(RESPONSES, respond("file_search"))
+    ids = [again.id, new.id]
+    assert [(await jobs.row(job))["needs"] for job in (plain.id, *ids)] == [[], [NEEDED], [NEEDED]]
+    claim = partial(claims.claim_jobs, jobs.pool, ids, WorkerId("w"), timedelta(seconds=30))
+    assert (await claim(abilities=before)).jobs == []
+    assert len((await claim()).jobs) == len(ids)
 
 
 def test_an_unknown_tool_price_is_an_unknown_price() -> None:
