@@ -60,7 +60,7 @@ def hosted_of(body: Mapping[str, object]) -> Hosted | None:
 
 
 def test_what_a_request_allows_is_read_with_it() -> None:
-    function = {"type": "function", "name": "f", "parameters": {}}
+    function = {"type": "function", "name": "f"}
     assert hosted_of(respond(calls=None, tools=[function])) is None
     assert hosted_of(respond("file_search", "web_search", "file_search", calls=7)) == Hosted(
         (HostedTool.WEB_SEARCH, HostedTool.FILE_SEARCH), 7

@@ -9,7 +9,7 @@ from headrace_shared.request import CheckedRequest, check_request, prepare
 from headrace_shared.request_bounds import FILE_TOKENS, FRAMING_TOKENS, IMAGE_TOKENS
 
 CHAT = "/v1/chat/completions"
-FUNCTION = {"type": "function", "name": "look_up", "parameters": {}}
+FUNCTION = {"type": "function", "name": "look_up"}
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 

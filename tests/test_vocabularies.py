@@ -66,24 +66,26 @@ def jobs(pool: Pool, dispatch: Dispatch) -> Jobs:
 
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
-TEXTS = st.one_of(
+
+
+def repeated(text: str, times: int) -> str:
+    return text * times
+
+
+def said(role: str, content: str, name: str | None) -> dict[str, str]:
+    return {"role": role, "content": content} | ({"name": name} if name else {})
+
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "user", "\n", "x"]
+TEXTS: st.SearchStrategy[str] = st.one_of(
     st.text(CHARACTERS, max_size=60),
     st.text(st.sampled_from(" \n\t\r'\"\\/aA1!.é日\u0301\U0001f600<|>"), max_size=60),
-    st.lists(st.sampled_from(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "user", "\n", "x"])).map(
-        "".join
-    ),
-    st.builds(
-        lambda text, times: text * times, st.text(CHARACTERS, min_size=1, max_size=4), st.integers(1, 300)
-    ),
+    st.lists(st.sampled_from(SPECIAL)).map("".join),
+    st.builds(repeated, st.text(CHARACTERS, min_size=1, max_size=4), st.integers(1, 300)),
 )
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["system", "user", "assistant", "developer"]), "content": TEXTS},
-        optional={"name": st.text("abcXYZ_-09", min_size=1, max_size=64)},
-    ),
-    min_size=1,
-    max_size=5,
-)
+ROLES = st.sampled_from(["system", "user", "assistant", "developer"])
+NAMES = st.none() | st.text("abcXYZ_-09", min_size=1, max_size=64)
+MESSAGES = st.lists(st.builds(said, ROLES, TEXTS, NAMES), min_size=1, max_size=5)
 
 
 @EACH
