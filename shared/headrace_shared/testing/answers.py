@@ -197,9 +197,8 @@ def _used(tool: HostedTool, number: int) -> tuple[JsonValue, ToolCalls]:
             item = {**common, "type": "web_search_call", "action": page if opens else search}
             return item, ToolCalls(web_searches=0 if opens else len(queries))
         case HostedTool.FILE_SEARCH:
-            asked: list[JsonValue] = ["water"]
-            item = {**common, "type": "file_search_call", "queries": asked}
-            return item, ToolCalls(file_searches=1)
+            file_search: JsonValue = {**common, "type": "file_search_call", "queries": ["water"]}
+            return file_search, ToolCalls(file_searches=1)
         case HostedTool.CODE_INTERPRETER:
             item = {**common, "type": "code_interpreter_call", "container_id": "cntr_simulated"}
             return item, ToolCalls(containers=1)
