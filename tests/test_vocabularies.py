@@ -18,7 +18,7 @@ from headrace_shared.routes import Target
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.jobs import Jobs
 from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
-from headrace_shared.vocabularies import MOST_COUNTED, Vocabulary, tokenizer_of, vocabulary_of
+from headrace_shared.vocabularies import MOST_COUNTED, Counted, Vocabulary, tokenizer_of, vocabulary_of
 from headrace_workers.testing import running_worker
 
 CHAT = Endpoint.CHAT_COMPLETIONS
@@ -120,6 +120,26 @@ def test_the_bound_is_at_least_the_tokens_of_all_texts_that_are_embedded_or_aske
     assert sum(counts) + 4 * len(texts) <= bound(vocabulary, asked, Endpoint.RESPONSES, in_ascii=in_ascii)
     said = {"instructions": texts[0], "input": texts[-1]}
     assert counts[0] + counts[-1] <= bound(vocabulary, said, Endpoint.RESPONSES, in_ascii=in_ascii)
+
+
+class Nothing:
+    """A vocabulary in which everything is free: what is saved is what the text was taken for."""
+
+    def count(self, text: str, /) -> int:
+        return 0
+
+    def encode(self, text: str, /) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize("in_ascii", [True, False])
+def test_no_text_is_taken_for_more_bytes_than_it_has_in_any_body(in_ascii: bool) -> None:  # noqa: FBT001
+    characters = [chr(code) for code in (*range(1, 0xD800), *range(0xE000, 0x11000), 0x1F600, 0x10FFFF)]
+    for character in characters:
+        written = json.dumps(character, ensure_ascii=in_ascii)
+        texts = Counted(Nothing(), in_ascii=written.isascii())
+        texts.add(character)
+        assert texts.saved <= len(written.encode()) - 2, hex(ord(character))
 
 
 @EACH

@@ -68,8 +68,7 @@ class Counted:
     def add(self, text: str) -> None:
         """Count a text that the model reads as one piece."""
         # As short as JSON can write it: the body may have more escapes, never fewer.
-        written = len(encode_basestring_ascii(text)) if self._in_ascii else _utf8_length(text)
-        size = written - len('""')
+        size = (_ascii_length(text) if self._in_ascii else _utf8_length(text)) - len('""')
         if size > self._left:
             return
         self._left -= size
@@ -80,6 +79,11 @@ def counted(vocabulary: Vocabulary | None, body: bytes) -> Counted | None:
     """Return a counter for the texts of a body; None where its bytes have to do."""
     tokenizer = None if vocabulary is None else tokenizer_of(vocabulary)
     return None if tokenizer is None else Counted(tokenizer, in_ascii=body.isascii())
+
+
+def _ascii_length(text: str) -> int:
+    # The writer escapes DEL, which JSON does not ask for, and others do not do.
+    return len(encode_basestring_ascii(text)) - (len("\\u007f") - 1) * text.count("\x7f")
 
 
 def _utf8_length(text: str) -> int:
