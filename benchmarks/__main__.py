@@ -11,6 +11,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
+import bounds
 import enqueueing
 import fairness
 import leave
@@ -40,8 +41,9 @@ _MEASUREMENTS: dict[str, _Measure] = {
     "outage": outage.measure,
     "fairness": fairness.measure,
     "sharing": sharing.measure,
+    "bounds": bounds.measure,
 }
-_ON_REQUEST = ("recovery", "quote", "outage", "fairness", "sharing")
+_ON_REQUEST = ("recovery", "quote", "outage", "fairness", "sharing", "bounds")
 """Measured only when named: they last minutes, or run no jobs."""
 
 

@@ -26,7 +26,7 @@ for extra in $(extras); do
 done
 # shellcheck disable=SC2086  # options, one word each
 pin dev $all --group dev
-runtime=$(echo "$all" | sed 's/ --extra embedded//')
+runtime=$(echo "$all" | sed 's/ --extra embedded//; s/ --extra tokens//')
 # shellcheck disable=SC2086
 pin runtime $runtime --constraint "$out/dev.txt"
 pin local --extra local --constraint "$out/dev.txt"

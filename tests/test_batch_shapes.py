@@ -1,5 +1,6 @@
 """What requests of a file have in common is checked once, and it changes no answer."""
 
+import asyncio
 import gc
 import json
 from collections.abc import Callable, Collection
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from headrace_producer.batch.files import BatchFile
 from headrace_producer.batch.lines import OpenAILines
+from headrace_producer.batch.quote import Seen
 from headrace_producer.batch.shapes import DocumentChecker
 from headrace_producer.batch.survey import survey_file
 from headrace_producer.in_force import Snapshot
@@ -122,6 +124,45 @@ def test_settings_that_only_compare_equal_are_those_of_different_templates() -> 
     assert found[0] == found[-1]
     one, other = document("Hello", top_p=1, n=1), document("Hello", n=1, top_p=1)
     assert fingerprints(CHAT, one) == fingerprints(CHAT, other)
+
+
+async def test_surveys_that_overlap_leave_the_collector_as_it_was(tmp_path: Path) -> None:
+    before, configuration = gc.get_threshold(), Configuration.default()
+    snapshot = Snapshot(0, configuration, PriceBook(configuration))
+    line = {
+        "custom_id": "a",
+        "method": "POST",
+        "url": CHAT,
+        "body": document("Hello") | {"model": "gpt-4o-mini"},
+    }
+    (tmp_path / "f").write_text(json.dumps(line))
+    during: list[int] = []
+
+    async def survey(seen: Seen) -> None:
+        with BatchFile(tmp_path / "f") as file:
+            await survey_file(file, OpenAILines(), snapshot, seen=seen)
+
+    async with asyncio.TaskGroup() as group, asyncio.timeout(30):
+        both = asyncio.Barrier(2)
+        first_is_over = asyncio.Event()
+
+        async def leave_first(_keys: Collection[SketchKey]) -> dict[SketchKey, Sketch]:
+            await both.wait()
+            return {}
+
+        async def leave_last(_keys: Collection[SketchKey]) -> dict[SketchKey, Sketch]:
+            await both.wait()
+            await first_is_over.wait()
+            during.append(gc.get_threshold()[0])
+            return {}
+
+        first = group.create_task(survey(leave_first))
+        group.create_task(survey(leave_last))
+        await first
+        first_is_over.set()
+    assert len(during) == 1
+    assert during[0] > before[0]
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "nobody knows it"])

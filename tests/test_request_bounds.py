@@ -9,6 +9,7 @@ from headrace_shared.request import CheckedRequest, check_request, prepare
 from headrace_shared.request_bounds import FILE_TOKENS, FRAMING_TOKENS, IMAGE_TOKENS
 
 CHAT = "/v1/chat/completions"
+FUNCTION = {"type": "function", "name": "look_up"}
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -34,7 +35,23 @@ def parts(*content: object) -> dict[str, object]:
         ("/v1/responses", respond(previous_response_id="resp_1"), "previous_response_id"),
         ("/v1/responses", respond(conversation="conv_1"), "conversation"),
         ("/v1/responses", respond(prompt={"id": "pmpt_1"}), "prompt"),
-        ("/v1/responses", respond(tools=[{"type": "web_search"}]), "tools[0].type"),
+        ("/v1/responses", respond(tools=[{"type": "web_search"}]), "max_tool_calls"),
+        *[
+            ("/v1/responses", respond(max_tool_calls=1, tools=[FUNCTION, {"type": kind}]), "tools[1].type")
+            for kind in ("image_generation", "computer_use_preview", "mcp", "shell", "local_shell", None)
+        ],
+        *[
+            (
+                "/v1/responses",
+                respond(max_tool_calls=1, tools=[{"type": "code_interpreter", "container": container}]),
+                f"tools[0].container{field}",
+            )
+            for container, field in (
+                ("cntr_1", ""),
+                ({"type": "auto", "memory_limit": "64g"}, ".memory_limit"),
+            )
+        ],
+        (CHAT, chat(max_tool_calls=1, tools=[{"type": "web_search"}]), "tools[0].type"),
         ("/v1/responses", respond(input=[{"type": "item_reference", "id": "x"}]), "input[0].type"),
         (
             "/v1/responses",

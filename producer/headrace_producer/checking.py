@@ -117,6 +117,7 @@ class Checker:
             api_key=None if request.api_key is None else check_api_key_name(request.api_key),
             max_cost=None if request.max_cost is None else _max_cost(request.max_cost),
             shares=_shares(request.share, asked),
+            hosted_tools=asked.hosted_tools,
         )
 
     def _webhook(self, url: object) -> str:
@@ -148,14 +149,17 @@ class _Asked:
     body: bytes
     digest: bytes
     repeatable: bool = False
+    hosted_tools: bool = False
 
 
 def _asked(endpoint: str, body: Mapping[str, object] | bytes | str, snapshot: Snapshot) -> _Asked:
     most = snapshot.configuration.defaults.max_body_bytes
     if endpoint.startswith("/"):
         checked = check_request(endpoint, body, max_body_bytes=most)
-        route = snapshot.priced_route(checked.model, checked.endpoint)
-        return _Asked(checked.endpoint, route, checked.body, checked.digest, checked.repeatable)
+        hosted = checked.bounds.hosted
+        route = snapshot.priced_route(checked.model, checked.endpoint, hosted)
+        repeats = checked.repeatable
+        return _Asked(checked.endpoint, route, checked.body, checked.digest, repeats, hosted is not None)
     name = parse_handler_name(endpoint.removeprefix("handler:"))
     if name is None:
         reason = (

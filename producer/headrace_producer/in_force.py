@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from headrace_shared.configuration import Configuration
+from headrace_shared.hosted_tools import Hosted
 from headrace_shared.ids import RouteName
 from headrace_shared.prices import PriceBook
 from headrace_shared.request import Endpoint
@@ -22,27 +23,28 @@ class Snapshot:
     version: int
     configuration: Configuration
     prices: PriceBook
-    _priced: dict[tuple[str, Endpoint], RouteName] = field(
-        default_factory=dict[tuple[str, Endpoint], RouteName]
+    _priced: dict[tuple[str, Endpoint, Hosted | None], RouteName] = field(
+        default_factory=dict[tuple[str, Endpoint, Hosted | None], RouteName]
     )
 
-    def priced_route(self, model: str, endpoint: Endpoint) -> RouteName:
+    def priced_route(self, model: str, endpoint: Endpoint, hosted: Hosted | None = None) -> RouteName:
         """Return the route of a model, every target of which has a price.
 
         Raises:
             InvalidRequest: there is no such route.
-            UnknownPrice: nobody says what a target of it costs.
+            UnknownPrice: nobody says what a target of it, or a hosted tool there, costs.
 
         """
-        known = self._priced.get((model, endpoint))
+        known = self._priced.get((model, endpoint, hosted))
         if known is not None:
             return known
         route = self.configuration.resolve_route(model)
         for target in route.all_targets:
-            self.prices.price(target).worst_case(_ANY_LENGTH, 0 if endpoint in _WITHOUT_OUTPUT else 1)
+            written = 0 if endpoint in _WITHOUT_OUTPUT else 1
+            self.prices.price(target).worst_case(_ANY_LENGTH, written, hosted)
         if len(self._priced) >= _ROUTES_KEPT:
             self._priced.clear()
-        self._priced[model, endpoint] = route.name
+        self._priced[model, endpoint, hosted] = route.name
         return route.name
 
 

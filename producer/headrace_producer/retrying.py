@@ -81,7 +81,7 @@ class Retrier:
     async def _checked(self, job: Job, body: Body) -> NewBody:
         snapshot = await read_snapshot(self._pool)
         new = self._checker.check(JobRequest(job.endpoint, body), snapshot, None)
-        return NewBody(new.body, new.digest, new.route, snapshot.version)
+        return NewBody(new.body, new.digest, new.route, snapshot.version, new.needs)
 
     async def _retry(
         self, ids: Sequence[JobId], new_body: NewBody | None, deadline: datetime | None

@@ -301,8 +301,8 @@ class _Look:
             target = snapshot.configuration.resolve_route(self._job.route).targets[0]
             price = snapshot.prices.price(target)
             most = snapshot.configuration.defaults.max_output_tokens
-            request = prepare(body, self._job.endpoint, target.model, most)
-            return price.worst_case(request.input_bound, request.output_bound)
+            request = prepare(body, self._job.endpoint, target.model, most, price.vocabulary)
+            return price.worst_case(request.input_bound, request.output_bound, request.hosted)
         except InvalidInput:
             return None
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from headrace_shared.configuration_errors import (
@@ -27,6 +27,7 @@ from headrace_shared.configuration_fields import (
     Share,
     Text,
 )
+from headrace_shared.hosted_tools import HostedTool
 from headrace_shared.ids import RouteName
 from headrace_shared.jsonvalue import is_table
 from headrace_shared.policy import (
@@ -124,13 +125,28 @@ class RouteSection(Section):
 
 
 class PriceSection(Section):
-    """Dollars per million tokens; `request` is dollars per call."""
+    """Dollars per million tokens; `request` is dollars per call, `tools` dollars each time one is used."""
 
-    input: Dollars
+    tools: Mapping[HostedTool, Dollars] = {}
+    context: Count | None = None
+    """The most tokens that the model reads at once, which bounds what hosted tools let it read."""
+    input: Dollars | None = Field(default=None, validate_default=True)
+    """It and `output` may be left out where the bundled list knows them, for `tools` and `context` alone."""
     cached_input: Dollars | None = None
     cache_write: Dollars | None = None
-    output: Dollars
+    output: Dollars | None = Field(default=None, validate_default=True)
     request: Dollars = Decimal(0)
+
+    @field_validator("input", "output")
+    @classmethod
+    def _be_whole(cls, price: Decimal | None, info: ValidationInfo) -> Decimal | None:
+        needed = not (info.data.get("tools") or info.data.get("context"))
+        needed = needed or (info.field_name == "output" and info.data.get("input") is not None)
+        if price is None and needed:
+            raise PydanticCustomError("missing", "is missing")
+        if price is not None and info.field_name == "output" and info.data.get("input") is None:
+            raise PydanticCustomError("missing", "needs input beside it")
+        return price
 
 
 class LimitSection(Section):

@@ -13,6 +13,7 @@
     │   │   ├── MissingExtra        a package that an extra of headrace brings
     │   │   └── MissingSetting
     │   ├── UnknownPrice
+    │   │   └── UnknownToolPrice    of a tool that the provider runs
     │   └── InvalidBatchFile        carries every bad line
     ├── CallFailed                  a handler's call came to no answer
     ├── ClientNotOpen
@@ -135,6 +136,17 @@ class UnknownPrice(InvalidInput):
 
     def __init__(self, *, target: str) -> None:
         super().__init__(target=target)
+
+
+class UnknownToolPrice(UnknownPrice):
+    """What {tool} comes to at {target} cannot be bounded: set {missing} under [prices."{target}"]
+    in headrace.toml and run 'headrace config apply headrace.toml'.
+    """
+
+    tool: str
+
+    def __init__(self, *, target: str, tool: str, missing: str) -> None:
+        HeadraceError.__init__(self, target=target, tool=tool, missing=missing)
 
 
 class InvalidBatchFile(InvalidInput):

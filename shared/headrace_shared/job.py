@@ -19,6 +19,9 @@ NEEDS_EXPIRY = "expiry"
 NEEDS_MAX_COST = "max_cost"
 """What it needs when its calls may cost only so much together."""
 
+NEEDS_HOSTED_TOOLS = "hosted_tools"
+"""What it needs when the provider may run tools for it, which must be held for."""
+
 
 class JobState(StrEnum):
     QUEUED = "queued"
@@ -90,12 +93,19 @@ class NewJob:
     """The most that all its calls may cost together."""
     shares: bool = False
     """Whether the answer to an identical job of its tenant, made at the same time, is its own as well."""
+    hosted_tools: bool = False
+    """Whether the provider may run tools for it."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What a worker must know beyond the endpoint."""
         expires = self.ttl or self.deadline or self.timeout
-        return (NEEDS_EXPIRY,) * bool(expires) + (NEEDS_MAX_COST,) * (self.max_cost is not None)
+        needed = (
+            (NEEDS_EXPIRY, bool(expires)),
+            (NEEDS_MAX_COST, self.max_cost is not None),
+            (NEEDS_HOSTED_TOOLS, self.hosted_tools),
+        )
+        return tuple(need for need, holds in needed if holds)
 
     @property
     def queue(self) -> Queue:

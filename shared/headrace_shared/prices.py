@@ -5,23 +5,27 @@ is never updated over the network. What neither knows is refused: unknown is not
 and neither is a listed zero, unless the configuration or the small table here says so.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from headrace_shared.configuration import Configuration
 from headrace_shared.configuration_sections import PriceSection
-from headrace_shared.errors import UnknownPrice
+from headrace_shared.errors import UnknownPrice, UnknownToolPrice
+from headrace_shared.hosted_tools import SEARCHES_A_CALL, WEB_SEARCHES, Hosted, HostedTool
 from headrace_shared.money import NanoUSD, from_decimal
 from headrace_shared.routes import Target
 from headrace_shared.usage import Usage
+from headrace_shared.vocabularies import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
     from genai_prices.types import ConditionalPrice, ModelPrice, Tier, TieredPrices
 
 TOKENS_PER_PRICE = 1_000_000
+
+CONFIGURED = "configuration"
 
 _PRICES_KEPT = 4096
 
@@ -50,7 +54,10 @@ _REFUSED_PARTS = frozenset(
         "web_searches_kcount",
     }
 )
-"""Charges that no accepted request can cause: check_request refuses audio and hosted tools."""
+"""Charges that no token causes: audio is refused, and hosted tools are charged by the call."""
+
+_BY_THE_BLOCK = ("gpt-4o-mini", "gpt-4.1-mini")
+"""Models of which a web search costs a fixed block of tokens besides: only the configuration knows."""
 
 _SEARCHING = ("-search-preview", "-search-api")
 """Models that charge for a search with every request, which the price data leaves out."""
@@ -79,6 +86,12 @@ class Price:
     """Nano-USD of every call, whatever its tokens."""
     steps: tuple[PriceStep, ...]
     """Ascending by ``above``; the first one is above -1."""
+    vocabulary: Vocabulary | None = None
+    """What its tokens are counted in; None where nobody knows, and bytes bound them."""
+    tools: Mapping[HostedTool, int] = field(default_factory=dict[HostedTool, int], hash=False)
+    """Nano-USD of what is charged each time, of the tools that are known."""
+    context: int | None = None
+    """The most tokens that the model reads at once, where the configuration says so."""
 
     @property
     def input(self) -> int:
@@ -92,8 +105,14 @@ class Price:
     def output(self) -> int | None:
         return self.steps[0].output
 
-    def cost(self, usage: Usage) -> NanoUSD:
-        """Return what a call cost: exact, then rounded up to a nano-dollar once."""
+    def cost(self, usage: Usage, hosted: Hosted | None = None) -> NanoUSD:
+        """Return what a call cost: exact, then rounded up to a nano-dollar once.
+
+        Args:
+            usage: what the provider counted.
+            hosted: the tools that it might run.
+
+        """
         prompt, cached, written = usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens
         step = self.steps[0]
         for later in self.steps[1:]:
@@ -105,15 +124,24 @@ class Price:
             + written * step.cache_write
             + usage.completion_tokens * (step.output or 0)
         )
-        return NanoUSD(self.request - -total // TOKENS_PER_PRICE)
+        tools = sum(usage.tools.of(tool) * self._tool(tool) for tool in hosted.tools) if hosted else 0
+        return NanoUSD(self.request - -total // TOKENS_PER_PRICE + tools)
 
-    def worst_case(self, input_tokens: int, output_tokens: int) -> NanoUSD:
+    def worst_case(self, input_tokens: int, output_tokens: int, hosted: Hosted | None = None) -> NanoUSD:
         """Return the most a call can cost that reads and writes up to that many tokens.
 
+        With hosted tools it reads as often as they let it, up to all that the model can.
+
         Raises:
-            UnknownPrice: output is asked for, and has no price.
+            UnknownPrice: output, or a tool, is asked for and has no price, or the context is unknown.
 
         """
+        tools = 0
+        if hosted is not None:
+            if self.context is None:
+                raise UnknownToolPrice(target=str(self.target), tool=hosted.tools[0], missing="context")
+            input_tokens = hosted.readings * self.context
+            tools = hosted.calls * max(map(self._most_of_call, hosted.tools))
         most = 0
         for step in self.steps:
             if step.above >= input_tokens:
@@ -122,7 +150,16 @@ class Price:
                 raise UnknownPrice(target=str(self.target))
             dearest = max(step.input, step.cached_input, step.cache_write)
             most = max(most, input_tokens * dearest + output_tokens * (step.output or 0))
-        return NanoUSD(self.request - -most // TOKENS_PER_PRICE)
+        return NanoUSD(self.request - -most // TOKENS_PER_PRICE + tools)
+
+    def _most_of_call(self, tool: HostedTool) -> int:
+        return self._tool(tool) * (SEARCHES_A_CALL if tool in WEB_SEARCHES else 1)
+
+    def _tool(self, tool: HostedTool) -> int:
+        price = self.tools.get(tool)
+        if price is None:
+            raise UnknownToolPrice(target=str(self.target), tool=tool, missing=f"tools.{tool}")
+        return price
 
 
 def utc_now() -> datetime:
@@ -156,19 +193,25 @@ class PriceBook:
         if target.provider not in self._configuration.providers:
             raise UnknownPrice(target=str(target))
         priced_as = self._configuration.provider(target.provider).priced_as
-        if configured is not None:
-            price = _from_configuration(target, configured)
+        vocabulary = vocabulary_of(priced_as, target.model)
+
+        def complete(price: Price) -> Price:
+            price = replace(price, vocabulary=vocabulary)
+            return price if configured is None else _with_tools(price, configured)
+
+        if configured is not None and configured.input is not None and configured.output is not None:
+            price = _from_configuration(target, configured, configured.input, configured.output)
         elif (priced_as, target.model) in FREE_MODELS:
             price = Price(target, "free", 0, (PriceStep(-1, 0, 0, 0, 0),))
         else:
             found = _from_price_data(target, priced_as)
             if isinstance(found, _DatedPrice):
-                self._dated[target] = found
-                return found.at(self._now())
+                self._dated[target] = dated = found.each(complete)
+                return dated.at(self._now())
             price = found
         if len(self._lasting) >= _PRICES_KEPT:
             self._lasting.clear()
-        self._lasting[target] = price
+        self._lasting[target] = price = complete(price)
         return price
 
 
@@ -184,17 +227,27 @@ class _DatedPrice:
                 return price
         return self.alternatives[0][1]
 
+    def each(self, change: Callable[[Price], Price]) -> "_DatedPrice":
+        return _DatedPrice(tuple((when, change(price)) for when, price in self.alternatives))
 
-def _from_configuration(target: Target, section: PriceSection) -> Price:
-    entry = from_decimal(section.input)
+
+def _with_tools(price: Price, section: PriceSection) -> Price:
+    own = {tool: from_decimal(dollars) for tool, dollars in section.tools.items()}
+    is_mixed = own and price.version != CONFIGURED
+    version = f"{price.version}, tools as configured" if is_mixed else price.version
+    return replace(price, version=version, tools={**price.tools, **own}, context=section.context)
+
+
+def _from_configuration(target: Target, section: PriceSection, read: Decimal, written: Decimal) -> Price:
+    entry = from_decimal(read)
     step = PriceStep(
         above=-1,
         input=entry,
         cached_input=entry if section.cached_input is None else from_decimal(section.cached_input),
         cache_write=entry if section.cache_write is None else from_decimal(section.cache_write),
-        output=from_decimal(section.output),
+        output=from_decimal(written),
     )
-    return Price(target, "configuration", from_decimal(section.request), (step,))
+    return Price(target, CONFIGURED, from_decimal(section.request), (step,))
 
 
 def _from_price_data(target: Target, priced_as: str) -> "Price | _DatedPrice":
@@ -227,7 +280,17 @@ def _from_model_price(target: Target, version: str, listed: "ModelPrice") -> Pri
     steps = tuple(_step(parts, start) for start in sorted(starts))
     if not isinstance(request, Decimal) or not any(step.input or step.output for step in steps):
         raise UnknownPrice(target=str(target))
-    return Price(target, version, from_decimal(request / 1000), steps)
+    return Price(target, version, from_decimal(request / 1000), steps, tools=_tools(target, parts))
+
+
+def _tools(target: Target, parts: "Mapping[str, Decimal | TieredPrices]") -> dict[HostedTool, int]:
+    searches, files = parts.get("web_searches_kcount"), parts.get("storage_searches_kcount")
+    found: dict[HostedTool, int] = {}
+    if isinstance(searches, Decimal) and not target.model.startswith(_BY_THE_BLOCK):
+        found[HostedTool.WEB_SEARCH] = from_decimal(searches / 1000)
+    if isinstance(files, Decimal):
+        found[HostedTool.FILE_SEARCH] = from_decimal(files / 1000)
+    return found
 
 
 def _step(parts: "dict[str, Decimal | TieredPrices]", above: int) -> PriceStep:

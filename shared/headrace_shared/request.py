@@ -4,10 +4,11 @@ import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeAlias, assert_never
 
 from headrace_shared.errors import BodyTooLarge, InvalidRequest
 from headrace_shared.handlers import HandlerEndpoint
+from headrace_shared.hosted_tools import Hosted
 from headrace_shared.jsonvalue import (
     Json,
     JsonObject,
@@ -19,9 +20,11 @@ from headrace_shared.jsonvalue import (
     write_json,
 )
 from headrace_shared.request_bounds import Bounds, Endpoint, bounds_of, check_bounded
+from headrace_shared.vocabularies import Vocabulary, counted
 
 __all__ = [
     "ENDPOINTS",
+    "BoundsKnown",
     "CheckedDocument",
     "CheckedInput",
     "CheckedRequest",
@@ -61,6 +64,7 @@ class CheckedRequest:
     """Whether the same answer is expected each time it is asked."""
     digest: bytes
     """SHA-256 over the endpoint and the body, the same for any order of keys."""
+    bounds: Bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,10 @@ class PreparedRequest:
 
     body: bytes
     input_bound: int
+    """Of one reading: with hosted tools, the model may read again and more."""
     output_bound: int
+    hosted: Hosted | None = None
+    """Tools that the provider may run."""
 
 
 def check_request(
@@ -92,8 +99,8 @@ def check_request(
     """
     known = _find_endpoint(endpoint)
     encoded, document, digest = _read(known, body, max_body_bytes)
-    model, _ = _check(known, document)
-    return CheckedRequest(known, model, encoded, _is_repeatable(known, document), digest)
+    model, bounds = _check(known, document)
+    return CheckedRequest(known, model, encoded, _is_repeatable(known, document), digest, bounds)
 
 
 def check_document(endpoint: str, document: JsonObject, *, max_body_bytes: int) -> CheckedDocument:
@@ -158,19 +165,41 @@ def _digest(endpoint: str, document: JsonObject) -> bytes:
     return hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
 
 
+BoundsKnown: TypeAlias = dict[Vocabulary | None, Bounds]
+"""Of one body: what it was counted in already."""
+
+
 def prepare(
-    request_body: bytes, endpoint: Endpoint, target_model: str, default_max_output_tokens: int
+    request_body: bytes,
+    endpoint: Endpoint,
+    target_model: str,
+    default_max_output_tokens: int,
+    vocabulary: Vocabulary | None = None,
+    *,
+    known: BoundsKnown | None = None,
 ) -> PreparedRequest:
     """Make a checked body ready for a target: its model, a maximum of output tokens, its bounds.
 
     The body stays the caller's own bytes where nothing has to change.
+
+    Args:
+        request_body: as it was checked.
+        endpoint: what is asked.
+        target_model: who answers.
+        default_max_output_tokens: for a request that names no maximum.
+        vocabulary: what the target is known to use; the bounds hold for no other.
+        known: bounds of this body that were found before, added to.
 
     Raises:
         InvalidRequest: the body was never checked, and is wrong.
 
     """
     document = read_last(request_body)
-    bounds = bounds_of(endpoint, document)
+    bounds = known.get(vocabulary) if known is not None else None
+    if bounds is None:
+        bounds = bounds_of(endpoint, document, counted(vocabulary, request_body))
+        if known is not None:
+            known[vocabulary] = bounds
     body = request_body
     maximum = _missing_maximum(endpoint, document)
     if document.get("model") != target_model or (maximum is not None and maximum in document):
@@ -185,6 +214,7 @@ def prepare(
         body=body,
         input_bound=bounds.input(len(request_body)),
         output_bound=bounds.output(default_max_output_tokens),
+        hosted=bounds.hosted,
     )
 
 

@@ -1,9 +1,10 @@
-"""How many tokens a request can cost at most, found without a tokenizer.
+"""How many tokens a request can cost at most, found without a tokenizer, or closer with one.
 
 Byte-level vocabularies make at most one token of a byte, so the UTF-8 bytes of the
-JSON body bound the tokens of all text in it, the chat template's included. What the
-body only points at is bounded by a constant; what nothing bounds is refused, for a
-hold on it would be a guess.
+JSON body bound the tokens of all text in it, the chat template's included. Where the
+vocabulary of the model is at hand, the texts that it reads in one piece count as their
+tokens instead. What the body only points at is bounded by a constant; what nothing
+bounds is refused, for a hold on it would be a guess.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from enum import StrEnum
 from typing import assert_never
 
 from headrace_shared.errors import InvalidRequest
+from headrace_shared.hosted_tools import HOSTED_TOOLS, MAX_TOOL_CALLS, WEB_SEARCHES, Hosted, HostedTool
 from headrace_shared.jsonvalue import Json, JsonObject
+from headrace_shared.vocabularies import Counted
 
 
 class Endpoint(StrEnum):
@@ -63,6 +66,16 @@ class _Measure:
     files: int = 0
     embedded_characters: int = 0
     """Data URLs: bytes of the body that are no text."""
+    texts: Counted | None = None
+    """Counts the texts of messages; None: their bytes have to do."""
+
+    def add_text(self, text: Json) -> None:
+        if self.texts is not None and isinstance(text, str):
+            self.texts.add(text)
+
+    @property
+    def saved(self) -> int:
+        return 0 if self.texts is None else self.texts.saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,8 @@ class Bounds:
     """So many outputs, each at most as long as `maximum`; none where nothing is written in answer."""
     maximum: int | None
     """None where the request names none."""
+    hosted: Hosted | None = None
+    """Tools that the provider runs; with them the input is read again and again."""
 
     def input(self, size: int) -> int:
         """Return the most input tokens that a body of so many bytes can cost."""
@@ -105,12 +120,17 @@ def check_bounded(endpoint: Endpoint, document: JsonObject) -> Bounds:
             "use auto, default or flex",
         )
     _check_modalities(document.get("modalities"))
-    _check_tools(document.get("tools"))
+    _check_tools(endpoint, document.get("tools"))
     return bounds_of(endpoint, document)
 
 
-def bounds_of(endpoint: Endpoint, document: JsonObject) -> Bounds:
+def bounds_of(endpoint: Endpoint, document: JsonObject, texts: Counted | None = None) -> Bounds:
     """Return the bounds of a request that was checked, in which only numbers and attachments may be wrong.
+
+    Args:
+        endpoint: what is asked.
+        document: the request.
+        texts: counts its texts, in the vocabulary of the model that is called; the bounds hold for no other.
 
     Raises:
         InvalidRequest: a part cannot be bounded, or a maximum or the number of choices is no positive
@@ -118,27 +138,40 @@ def bounds_of(endpoint: Endpoint, document: JsonObject) -> Bounds:
 
     """
     answers, maximum = _outputs(endpoint, document)
-    measure = _Measure()
+    measure = _Measure(texts=texts)
+    token_ids = _measure_prompt(endpoint, document, measure)
+    beside = FRAMING_TOKENS - measure.embedded_characters - measure.saved + measure.images * IMAGE_TOKENS
+    if measure.files:
+        beside += FILE_TOKENS
+    if endpoint is Endpoint.EMBEDDINGS:
+        return Bounds(token_ids is None, beside + (token_ids or 0), answers, maximum)
+    if any([document.get(name) is not None for name in _WITH_SCHEMA]):  # noqa: C419 - quicker than a generator
+        beside += SCHEMA_TOKENS
+    hosted = _hosted(document) if endpoint is Endpoint.RESPONSES else None
+    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum, hosted=hosted)
+
+
+def _measure_prompt(endpoint: Endpoint, document: JsonObject, measure: _Measure) -> int | None:
+    """Go through what is read once; return how many token ids it is, where it is those."""
     match endpoint:
         case Endpoint.CHAT_COMPLETIONS:
             messages = document.get("messages")
-            if not _is_text(messages):
+            if measure.texts is not None or not _is_text(messages):
                 for place, message in _objects(messages, "messages"):
                     _measure_message(message, place, measure)
         case Endpoint.RESPONSES | Endpoint.MODERATIONS:
+            measure.add_text(document.get("instructions"))
+            measure.add_text(document.get("input"))
             for place, item in _objects(document.get("input"), "input"):
                 _measure_item(item, place, measure)
         case Endpoint.EMBEDDINGS:
-            counted = _count_token_ids(document.get("input"))
-            return Bounds(counted is None, FRAMING_TOKENS + (counted or 0), answers, maximum)
+            given = document.get("input")
+            for text in given if isinstance(given, list) else [given]:
+                measure.add_text(text)
+            return _count_token_ids(given)
         case _:
             assert_never(endpoint)
-    beside = FRAMING_TOKENS - measure.embedded_characters + measure.images * IMAGE_TOKENS
-    if measure.files:
-        beside += FILE_TOKENS
-    if any([document.get(name) is not None for name in _WITH_SCHEMA]):  # noqa: C419 - quicker than a generator
-        beside += SCHEMA_TOKENS
-    return Bounds(counts_bytes=True, beside=beside, answers=answers, maximum=maximum)
+    return None
 
 
 def _outputs(endpoint: Endpoint, document: JsonObject) -> tuple[int, int | None]:
@@ -179,14 +212,53 @@ def _check_modalities(modalities: Json) -> None:
         raise _unbounded("modalities")
 
 
-def _check_tools(tools: Json) -> None:
+def _check_tools(endpoint: Endpoint, tools: Json) -> None:
     if tools is None:
         return
     if not isinstance(tools, list):
         raise InvalidRequest(field="tools", reason="must be a list")
     for place, tool in _objects(tools, "tools"):
-        if tool.get("type") not in _CLIENT_TOOLS:
+        kind = tool.get("type")
+        if kind in _CLIENT_TOOLS:
+            continue
+        if endpoint is not Endpoint.RESPONSES or _hosted_tool(tool) is None:
             raise _unbounded(f"{place}.type")
+        _check_container(tool.get("container"), f"{place}.container")
+
+
+def _check_container(container: Json, place: str) -> None:
+    """Refuse a container that is not new and of the usual size: it has another price, or somebody else's."""
+    if container is None:
+        return
+    if not isinstance(container, dict) or container.get("type") != "auto":
+        raise _unbounded(place)
+    if container.get("memory_limit") not in (None, "1g"):
+        raise _unbounded(f"{place}.memory_limit")
+
+
+def _hosted_tool(tool: JsonObject) -> HostedTool | None:
+    kind = tool.get("type")
+    return HOSTED_TOOLS.get(kind) if isinstance(kind, str) else None
+
+
+def _hosted(document: JsonObject) -> Hosted | None:
+    """Return what the provider may run; None where it runs nothing."""
+    given = {kind for _, tool in _objects(document.get("tools"), "tools") if (kind := _hosted_tool(tool))}
+    if not given:
+        return None
+    if given.issuperset(WEB_SEARCHES):
+        raise InvalidRequest(
+            field="tools", reason="has two kinds of web search, and an answer does not say which it used"
+        )
+    calls = _positive(document, "max_tool_calls")
+    if calls is None:
+        raise InvalidRequest(
+            field="max_tool_calls",
+            reason="is missing: without it the cost of hosted tools cannot be bounded under a hard budget",
+        )
+    if calls > MAX_TOOL_CALLS:
+        raise InvalidRequest(field="max_tool_calls", reason=f"must be at most {MAX_TOOL_CALLS}")
+    return Hosted(tuple(tool for tool in HostedTool if tool in given), calls)
 
 
 def _objects(value: Json, field: str) -> Iterator[tuple[str, JsonObject]]:
@@ -211,13 +283,29 @@ def _is_text(messages: Json) -> bool:
 def _measure_message(message: JsonObject, place: str, measure: _Measure) -> None:
     if message.get("audio") is not None:
         raise _unbounded(f"{place}.audio")
-    _measure_content(message.get("content"), f"{place}.content", measure)
+    _measure_said(message, place, measure)
+
+
+def _measure_said(message: JsonObject, place: str, measure: _Measure) -> None:
+    content = message.get("content")
+    if isinstance(content, list):
+        _measure_content(content, f"{place}.content", measure)
+        # Of several parts nobody knows whether the model reads them as one text, which may be cut otherwise.
+        content = _text_of(content[0]) if len(content) == 1 else None
+    if isinstance(content, str):
+        measure.add_text(content)
+    elif content is not None:
+        _measure_content(content, f"{place}.content", measure)
+
+
+def _text_of(part: Json) -> Json:
+    return part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else None
 
 
 def _measure_item(item: JsonObject, place: str, measure: _Measure) -> None:
     kind = item.get("type")
     if kind is None or kind == "message":
-        _measure_content(item.get("content"), f"{place}.content", measure)
+        _measure_said(item, place, measure)
     elif kind in _OUTPUT_ITEMS:
         _measure_content(item.get("output"), f"{place}.output", measure)
     elif kind == "reasoning":

@@ -5,12 +5,13 @@ which the ledger books as suspense.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, TypeGuard, assert_never
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from headrace_shared.hosted_tools import NO_TOOLS, ToolCalls
 from headrace_shared.jsonvalue import is_table
 from headrace_shared.request_bounds import Endpoint
 
@@ -25,6 +26,8 @@ class Usage:
     reasoning_tokens: int
     """Part of the completion's."""
     cache_write_tokens: int = 0
+    tools: ToolCalls = NO_TOOLS
+    """What the provider ran meanwhile, as it charges it; not kept apart in the ledger, whose cost has it."""
 
     @property
     def total_tokens(self) -> int:
@@ -37,6 +40,7 @@ class Usage:
             completion_tokens=self.completion_tokens + other.completion_tokens,
             reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
             cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            tools=self.tools + other.tools,
         )
 
 
@@ -44,6 +48,10 @@ MAX_TOKENS = 10**9
 """More tokens than any call has: a larger count is noise."""
 
 NO_USAGE = Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0, reasoning_tokens=0)
+
+
+_UNCHARGED_ACTIONS = ("open_page", "find_in_page", "find")
+"""Of a web search: what it reads counts as tokens alone."""
 
 
 class Finish(StrEnum):
@@ -108,6 +116,7 @@ class _Body(BaseModel):
     output: object = None
     results: object = None
     status: object = None
+    tool_usage: object = None
     usage: object = None
 
 
@@ -128,7 +137,9 @@ def _read_usage(endpoint: Endpoint, body: _Body) -> Usage | None:
         case Endpoint.CHAT_COMPLETIONS:
             return _usage_of(body.usage, "prompt_tokens", "completion_tokens")
         case Endpoint.RESPONSES:
-            return _usage_of(body.usage, "input_tokens", "output_tokens")
+            usage = _usage_of(body.usage, "input_tokens", "output_tokens")
+            calls = _tool_calls(body)
+            return replace(usage, tools=calls) if usage and calls != NO_TOOLS else usage
         case Endpoint.EMBEDDINGS:
             prompt = _count(_table(body.usage), "prompt_tokens", None)
             return None if prompt is None else Usage(prompt, 0, 0, 0)
@@ -156,6 +167,31 @@ def _usage_of(reported: object, prompt_name: str, completion_name: str) -> Usage
         return None
     # Some providers leave reasoning out of the completion, but never out of the total, nor of the bill.
     return Usage(prompt, cached, max(completion, total - prompt), reasoning, written)
+
+
+def _tool_calls(body: _Body) -> ToolCalls:
+    """Count what the provider ran; of web searches it says itself which of them it charges."""
+    searches = files = 0
+    containers = set[str]()
+    for place, item in enumerate(_tables(body.output)):
+        match item.get("type"):
+            case "web_search_call":
+                searches += _searches(_table(item.get("action")))
+            case "file_search_call":
+                files += 1
+            case "code_interpreter_call":
+                containers.add(_text(item.get("container_id")) or str(place))
+            case _:
+                pass
+    charged = _count(_table(_table(body.tool_usage).get("web_search")), "num_requests", searches)
+    return ToolCalls(searches if charged is None else charged, files, len(containers))
+
+
+def _searches(action: dict[str, object]) -> int:
+    if action.get("type") in _UNCHARGED_ACTIONS:
+        return 0
+    queries = action.get("queries")
+    return max(1, len(queries)) if _is_list(queries) else 1
 
 
 def _read_ending(endpoint: Endpoint, body: _Body) -> _Ending | None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from headrace_shared.outcome import (
 )
 from headrace_shared.policy import Timeouts
 from headrace_shared.prices import Price
-from headrace_shared.request import Endpoint, PreparedRequest
+from headrace_shared.request import BoundsKnown, Endpoint, PreparedRequest
 from headrace_shared.routes import Target
 from headrace_workers.breaker import Permit
 from headrace_workers.choosing import Met
@@ -57,6 +57,8 @@ class Ask:
     """The name of a handler's call; None for a job that is a request itself."""
     digest: bytes | None = None
     """Of what a handler's call asks; with the name, a later run knows its answer by it."""
+    bounds_known: BoundsKnown = field(default_factory=BoundsKnown, compare=False, repr=False)
+    """How it is bounded, by vocabulary: its texts are counted once, whoever is asked."""
 
 
 class Run(NamedTuple):

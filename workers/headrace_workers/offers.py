@@ -23,8 +23,11 @@ def offer_of(now: Snapshot, ask: Ask, target: Target) -> Offer | None:
     """Return what a call asks of a target; None where nobody knows, or it is no request."""
     try:
         price = now.prices.price(target)
-        request = prepare(ask.body, ask.endpoint, target.model, now.configuration.defaults.max_output_tokens)
-        most = price.worst_case(request.input_bound, request.output_bound)
+        default = now.configuration.defaults.max_output_tokens
+        request = prepare(
+            ask.body, ask.endpoint, target.model, default, price.vocabulary, known=ask.bounds_known
+        )
+        most = price.worst_case(request.input_bound, request.output_bound, request.hosted)
     except (UnknownPrice, InvalidRequest):
         return None
     return Offer(target, price, request, most)

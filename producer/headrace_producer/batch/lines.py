@@ -165,7 +165,7 @@ def _openai_draft(line: JsonObject) -> Draft:
 def _check(line: int, draft: Draft, snapshot: Snapshot, checker: DocumentChecker) -> BatchRequest:
     try:
         checked = checker.check(draft.url, draft.body)
-        route = snapshot.priced_route(checked.model, checked.endpoint)
+        route = snapshot.priced_route(checked.model, checked.endpoint, checked.bounds.hosted)
     except InvalidRequest as error:
         raise InvalidRequest(field=_place(error.field), reason=error.reason) from None
     return BatchRequest(line, draft.custom_id, checked, draft.body, route)

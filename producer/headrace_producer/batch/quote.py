@@ -49,7 +49,8 @@ class Quoter:
         group.requests += 1
         group.body_bytes += size
         group.most_input_tokens += read
-        worst = max([price.worst_case(read, written) for price in self._prices_of(request.route)])
+        hosted = checked.bounds.hosted
+        worst = max([price.worst_case(read, written, hosted) for price in self._prices_of(request.route)])
         group.most += worst
         group.dearest = max(group.dearest, worst)
 

@@ -69,15 +69,25 @@ async def survey_file(
     return Survey(quote, frozenset(chosen.lines))
 
 
+_collecting_before: list[tuple[int, int, int]] = []
+"""How often garbage was looked for when each of the surveys began that are under way."""
+
+
 @contextmanager
 def _seldom_collecting() -> Generator[None]:
     """Look for garbage seldom: what is kept of each line is none, and would be looked through every time."""
     before = gc.get_threshold()
+    _collecting_before.append(before)
     gc.set_threshold(_OBJECTS, *before[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        # The threshold is the process's: of surveys that overlap, the last one to end puts back what was
+        # there before the first.
+        before = _collecting_before[0]
+        _collecting_before.pop()
+        if not _collecting_before:
+            gc.set_threshold(*before)
 
 
 class _Sample:

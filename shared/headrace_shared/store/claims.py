@@ -10,7 +10,7 @@ import asyncpg
 from headrace_shared.allowance import Allowance
 from headrace_shared.handlers import read_endpoint
 from headrace_shared.ids import BatchId, CallNumber, JobId, Lane, Run, WorkerId
-from headrace_shared.job import NEEDS_EXPIRY, NEEDS_MAX_COST, ClaimedJob, Queue
+from headrace_shared.job import NEEDS_EXPIRY, NEEDS_HOSTED_TOOLS, NEEDS_MAX_COST, ClaimedJob, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.policy import NO_TERMS, Terms
 from headrace_shared.request import Endpoint
@@ -68,7 +68,7 @@ class Abilities:
     """What a worker knows how to run; jobs of a newer producer may need more."""
 
     endpoints: tuple[str, ...] = tuple(Endpoint)
-    needs: tuple[str, ...] = (NEEDS_EXPIRY, NEEDS_MAX_COST)
+    needs: tuple[str, ...] = (NEEDS_EXPIRY, NEEDS_MAX_COST, NEEDS_HOSTED_TOOLS)
 
 
 PLAIN = Abilities()

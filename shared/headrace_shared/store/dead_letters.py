@@ -76,6 +76,8 @@ class NewBody:
     digest: bytes
     route: RouteName
     configuration: int
+    needs: tuple[str, ...] = ()
+    """What it needs of a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,5 +175,6 @@ async def retry_jobs(
     if new_body is not None:
         change = new_body.body, new_body.route, new_body.digest, new_body.configuration
     fresh = [new_job_id() for _ in ids]
-    rows = await database.fetch(_SQL["retry_jobs"], ids, fresh, *change, deadline, NEEDS_EXPIRY)
+    needs = (*(() if new_body is None else new_body.needs), *((NEEDS_EXPIRY,) if deadline else ()))
+    rows = await database.fetch(_SQL["retry_jobs"], ids, fresh, *change, deadline, needs)
     return [Retried(JobId(row["replaces"]), JobId(row["id"]), queue_of(row)) for row in rows]

@@ -70,7 +70,7 @@ SELECT old.fresh, j.tenant, j.lane, coalesce($4, j.route), j.endpoint, coalesce(
            WHEN j.end_by = j.started_at + j.timeout THEN NULL
            WHEN j.end_by > old.now THEN j.end_by END),
        j.timeout,
-       CASE WHEN $7 IS NULL OR $8 = ANY(j.needs) THEN j.needs ELSE j.needs || $8 END, j.id,
+       ARRAY(SELECT DISTINCT unnest(j.needs || $8::text[])), j.id,
        j.api_key, j.tags, j.max_cost_nano
 FROM old JOIN headrace.jobs j ON j.id = old.id
 RETURNING replaces, id, lane, route, tenant, api_key;

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from hashlib import shake_256
 from itertools import accumulate
 from struct import pack
+from typing import assert_never
 
 from pydantic import JsonValue
 
+from headrace_shared.hosted_tools import Hosted, HostedTool, ToolCalls
 from headrace_shared.testing.books import Usage
 from headrace_shared.testing.calls import Call, Endpoint, hash_of
 
@@ -25,6 +27,8 @@ class Answer:
     text: str = ""
     finish: str = "stop"
     """The finish reason as chat completions names it: stop, length or content_filter."""
+    ran: tuple[JsonValue, ...] = ()
+    """The calls of hosted tools."""
 
 
 def answer(call: Call, number: str, output_tokens: int) -> Answer:
@@ -75,7 +79,7 @@ def response_object(call: Call, made: Answer, status: str, *, output: bool = Tru
         "instructions": call.body.get("instructions"),
         "max_output_tokens": call.max_tokens,
         "model": call.model,
-        "output": [message_item(made, "completed" if made.finish == "stop" else "incomplete")]
+        "output": [*made.ran, message_item(made, "completed" if made.finish == "stop" else "incomplete")]
         if output
         else [],
         "parallel_tool_calls": True,
@@ -83,6 +87,7 @@ def response_object(call: Call, made: Answer, status: str, *, output: bool = Tru
         "tools": [],
         "metadata": call.body.get("metadata") or {},
         "service_tier": "default",
+        **({"tool_usage": {"web_search": {"num_requests": usage.tools.web_searches}}} if made.ran else {}),
         "usage": {
             "input_tokens": usage.prompt,
             "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
@@ -130,6 +135,8 @@ _WORDS = (
 )  # fmt: skip
 _LAP = "".join(_WORDS)
 _OFFSETS = list(accumulate((len(word) for word in _WORDS * 2), initial=0))
+_FOUND_TOKENS = 500
+"""What a hosted tool finds, to be read from then on."""
 _CACHEABLE = 1024
 """Prompts from this many tokens on may be served from the cache, in steps of 128."""
 _DIMENSIONS = 16
@@ -151,13 +158,52 @@ def _generated(call: Call, number: str, output_tokens: int) -> Answer:
     text = text_of(tokens, seed >> 32)
     cached = call.prompt_tokens // 256 * 128 if call.prompt_tokens >= _CACHEABLE and seed & 1 else 0
     if call.endpoint is Endpoint.RESPONSES:
-        draft = Answer(b"", Usage(call.prompt_tokens, tokens, cached), f"resp_{number}", text, finish)
+        usage = Usage(call.prompt_tokens, tokens, cached)
+        ran: tuple[JsonValue, ...] = ()
+        if call.hosted is not None:
+            ran, usage = _run(call.hosted, usage, seed >> 16)
+        draft = Answer(b"", usage, f"resp_{number}", text, finish, ran)
         status = "completed" if finish == "stop" else "incomplete"
         return replace(draft, body=json.dumps(response_object(call, draft, status)).encode())
     choices = count if isinstance(count := call.body.get("n"), int) else 1
     usage = Usage(call.prompt_tokens, tokens * choices, cached)
     draft = Answer(b"", usage, f"chatcmpl-{number}", text, finish)
     return replace(draft, body=_chat_body(call, draft, choices))
+
+
+def _run(hosted: Hosted, usage: Usage, seed: int) -> tuple[tuple[JsonValue, ...], Usage]:
+    """Use the hosted tools in turn, up to as often as is allowed; each brings something more to read."""
+    calls = 1 + seed % hosted.calls
+    ran: list[JsonValue] = []
+    tools, prompt = ToolCalls(), usage.prompt
+    for number in range(calls):
+        item, charged = _used(hosted.tools[number % len(hosted.tools)], number)
+        # One container serves all of them.
+        tools += replace(charged, containers=0) if tools.containers else charged
+        ran.append(item)
+        prompt += usage.prompt + (number + 1) * _FOUND_TOKENS
+    return tuple(ran), replace(usage, prompt=prompt, tools=tools)
+
+
+def _used(tool: HostedTool, number: int) -> tuple[JsonValue, ToolCalls]:
+    """Return a call as the answer shows it, and what it is charged as; a page that is opened is free."""
+    common: dict[str, JsonValue] = {"id": f"call_{number}", "status": "completed"}
+    match tool:
+        case HostedTool.WEB_SEARCH | HostedTool.WEB_SEARCH_PREVIEW:
+            queries: list[JsonValue] = ["water"] * (1 + number % 2)
+            search: JsonValue = {"type": "search", "query": "water", "queries": queries}
+            page: JsonValue = {"type": "open_page", "url": "https://example.com"}
+            opens = number % 3 == 2  # noqa: PLR2004 - every third one
+            item = {**common, "type": "web_search_call", "action": page if opens else search}
+            return item, ToolCalls(web_searches=0 if opens else len(queries))
+        case HostedTool.FILE_SEARCH:
+            file_search: JsonValue = {**common, "type": "file_search_call", "queries": ["water"]}
+            return file_search, ToolCalls(file_searches=1)
+        case HostedTool.CODE_INTERPRETER:
+            item = {**common, "type": "code_interpreter_call", "container_id": "cntr_simulated"}
+            return item, ToolCalls(containers=1)
+        case _:
+            assert_never(tool)
 
 
 def _chat_body(call: Call, made: Answer, choices: int) -> bytes:

@@ -20,5 +20,6 @@ def charge(prices: PriceBook, provider: str, request: Request) -> NanoUSD:
     """Return what one request would be charged."""
     if request.usage is None:
         return NanoUSD(0)
-    usage = Usage(request.usage.prompt, request.usage.cached, request.usage.completion, 0, 0)
-    return prices.price(Target(provider, request.model)).cost(usage)
+    used = request.usage
+    usage = Usage(used.prompt, used.cached, used.completion, 0, 0, used.tools)
+    return prices.price(Target(provider, request.model)).cost(usage, request.hosted)

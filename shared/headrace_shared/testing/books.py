@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
+from headrace_shared.hosted_tools import NO_TOOLS, Hosted, ToolCalls
 from headrace_shared.testing.calls import Endpoint
 
 UNKNOWN_MODEL = "unknown"
@@ -21,6 +22,7 @@ class Usage:
     prompt: int
     completion: int = 0
     cached: int = 0
+    tools: ToolCalls = NO_TOOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Request:
     """Answered 2xx with a body that can be read."""
     usage: Usage | None = None
     """What would be billed; None when nothing was generated."""
+    hosted: Hosted | None = None
+    """The tools that it might run."""
 
 
 @dataclass(slots=True)

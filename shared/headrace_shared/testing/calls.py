@@ -9,6 +9,8 @@ from hashlib import blake2b
 from pydantic import JsonValue
 from pydantic_core import from_json
 
+from headrace_shared.hosted_tools import HOSTED_TOOLS, Hosted, HostedTool
+
 
 class Endpoint(StrEnum):
     CHAT_COMPLETIONS = "/v1/chat/completions"
@@ -45,6 +47,8 @@ class Call:
     prompt_tokens: int
     """A plausible count, never more than the bytes of the request's body."""
     max_tokens: int | None
+    hosted: Hosted | None = None
+    """The tools that the provider may run for it."""
 
     @property
     def stream(self) -> bool:
@@ -71,7 +75,8 @@ def read(endpoint: Endpoint, raw: bytes) -> Call | Refusal:
         texts.extend(_texts(body.get("instructions")))
     prompt = b"\0".join(text.encode() for text in texts)
     tokens = min(len(raw), _plausible_tokens(endpoint, body, prompt))
-    return Call(endpoint, model, body, prompt, tokens, _max_tokens(endpoint, body))
+    hosted = _hosted(body) if endpoint is Endpoint.RESPONSES else None
+    return Call(endpoint, model, body, prompt, tokens, _max_tokens(endpoint, body), hosted)
 
 
 def prompt_hash(*texts: str) -> str:
@@ -149,6 +154,15 @@ def _is_count(value: JsonValue, most: int | None) -> bool:
         and value >= 1
         and (most is None or value <= most)
     )
+
+
+def _hosted(body: dict[str, JsonValue]) -> Hosted | None:
+    """Read the tools that this provider has; without a bound of their calls there is one call."""
+    tools = given if isinstance(given := body.get("tools"), list) else []
+    kinds = {HOSTED_TOOLS.get(tool.get("type")) for tool in tools if isinstance(tool, dict)}
+    most = count if isinstance(count := body.get("max_tool_calls"), int) else 1
+    found = tuple(tool for tool in HostedTool if tool in kinds)
+    return Hosted(found, most) if found else None
 
 
 def _max_tokens(endpoint: Endpoint, body: dict[str, JsonValue]) -> int | None:

@@ -120,6 +120,7 @@ class Exchange:
                 status=status,
                 answered=answered,
                 usage=None if made is None else made.usage,
+                hosted=None if call is None else call.hosted,
             )
         )
 

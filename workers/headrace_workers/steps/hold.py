@@ -44,7 +44,8 @@ class Hold:
         if run.price is None or run.request is None or run.ask is None:
             return run
         try:
-            amount = run.price.worst_case(run.request.input_bound, run.request.output_bound)
+            request = run.request
+            amount = run.price.worst_case(request.input_bound, request.output_bound, request.hosted)
             return await self._fit(run, run.ask.route, amount)
         except UnknownPrice as error:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))

@@ -38,7 +38,9 @@ class Route:
             return run.ended(Failed(Failure(ErrorClass.NO_ROUTE, error.message)))
         most = now.configuration.defaults.max_output_tokens
         try:
-            request = prepare(ask.body, ask.endpoint, target.model, most)
+            request = prepare(
+                ask.body, ask.endpoint, target.model, most, price.vocabulary, known=ask.bounds_known
+            )
         except InvalidRequest as error:
             return run.ended(Failed(Failure(ErrorClass.BAD_REQUEST, error.message)))
         # From here on `settle` takes it back: nothing is awaited in between.

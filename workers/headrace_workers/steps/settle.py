@@ -244,7 +244,9 @@ class _Known(TypedDict, total=False):
 
 
 def _cost(run: Run) -> NanoUSD:
-    return run.price.cost(run.reply.usage) if run.price and isinstance(run.reply, Answered) else ZERO
+    if run.price is None or not isinstance(run.reply, Answered):
+        return ZERO
+    return run.price.cost(run.reply.usage, run.request.hosted if run.request else None)
 
 
 def _suspense(run: Run) -> NanoUSD:
