@@ -297,6 +297,7 @@ def test_a_module_without_its_handler_is_refused(
     for name, text in files.items():
         (tmp_path / "own" / f"{name}.py").write_text(text)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "own", raising=False)  # of the test before, whose folder is gone
     with pytest.raises(InvalidHandler) as caught:
         load_handlers([place])
     assert caught.value.message.endswith(f": {reason}.")
