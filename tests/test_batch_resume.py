@@ -84,8 +84,8 @@ async def test_the_same_file_again_enqueues_nothing(connections: Connections, pa
 
 async def test_a_limit_that_comes_too_late_is_refused(connections: Connections, path: Path) -> None:
     await submit(connections, of(path))
-    late = replace(of(path), max_cost=NanoUSD(5 * 10**9))
-    with pytest.raises(InvalidInput, match=r"already, without --max-cost: .*set batch:\S+ --limit 5\.0"):
+    late = replace(of(path), max_cost=NanoUSD(5 * 10**9 + 1))
+    with pytest.raises(InvalidInput, match=r"without --max-cost: .*set batch:\S+ --limit 5\.000000001'"):
         await submit(connections, late)
     limited = await submit(connections, replace(late, again=True))
     assert limited.created

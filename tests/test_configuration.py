@@ -175,6 +175,10 @@ def test_another_provider_never_gets_the_key_of_openai() -> None:
             r'prices\."openai/m"\.input: must be an amount of dollars',
         ),
         ('[prices."openai/m"]\ninput = 1', r'prices\."openai/m"\.output: is missing'),
+        (
+            '[prices."openai/m"]\noutput = 1\ncontext = 1',
+            r'prices\."openai/m"\.output: needs input beside it',
+        ),
         ('[prices."gpt"]\ninput = 1\noutput = 1', r"prices\.gpt: must be named provider/model"),
         ('[prices."groq/m"]\ninput = 1\noutput = 1', r'prices\."groq/m": there is no provider'),
         ('[providers.groq]\npriced_as = "groq"', r"providers\.groq\.base_url: is missing"),

@@ -7,12 +7,11 @@ from headrace_shared.configuration import Configuration
 from headrace_shared.hosted_tools import Hosted
 from headrace_shared.ids import RouteName
 from headrace_shared.prices import PriceBook
-from headrace_shared.request import Endpoint
+from headrace_shared.request_bounds import WITHOUT_OUTPUT, Endpoint
 from headrace_shared.store import configurations
 from headrace_shared.store.pool import Database
 
 _ANY_LENGTH = 2**31
-_WITHOUT_OUTPUT = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
 _ROUTES_KEPT = 4096
 
 
@@ -40,7 +39,7 @@ class Snapshot:
             return known
         route = self.configuration.resolve_route(model)
         for target in route.all_targets:
-            written = 0 if endpoint in _WITHOUT_OUTPUT else 1
+            written = 0 if endpoint in WITHOUT_OUTPUT else 1
             self.prices.price(target).worst_case(_ANY_LENGTH, written, hosted)
         if len(self._priced) >= _ROUTES_KEPT:
             self._priced.clear()

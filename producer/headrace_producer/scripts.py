@@ -13,10 +13,10 @@ _STOPPED = 2
 
 
 def run(main: Coroutine[object, object, T]) -> T:
-    """Run a script's main coroutine, as `asyncio.run` does, and end as `headrace` itself would.
+    """Run a script's main coroutine, as `asyncio.run` does, and end without a traceback.
 
-    Whatever of Headrace's errors the script has not caught is one sentence on standard error instead of a
-    traceback, and exit code 2.
+    Whatever of Headrace's errors the script has not caught, a job's failure among them, is one sentence on
+    standard error and exit code 2.
     """
     try:
         return asyncio.run(main)

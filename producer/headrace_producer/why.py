@@ -50,7 +50,8 @@ _SUSPECT = 2
 """A job that lost so many workers runs in a process of its own."""
 
 _CLAIMED_AHEAD = timedelta(seconds=0.4)
-"""How far ahead of the moments of their calls jobs are claimed: a shorter wait keeps nobody back."""
+"""How far ahead of the moments of their calls jobs are claimed (limits.lua): a shorter wait keeps nobody
+back."""
 
 
 @dataclass(frozen=True, slots=True)

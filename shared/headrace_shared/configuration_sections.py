@@ -127,6 +127,7 @@ class RouteSection(Section):
 class PriceSection(Section):
     """Dollars per million tokens; `request` is dollars per call, `tools` dollars each time one is used."""
 
+    # These two, and input before output: what is checked later looks at what was checked before.
     tools: Mapping[HostedTool, Dollars] = {}
     context: Count | None = None
     """The most tokens that the model reads at once, which bounds what hosted tools let it read."""
@@ -145,7 +146,7 @@ class PriceSection(Section):
         if price is None and needed:
             raise PydanticCustomError("missing", "is missing")
         if price is not None and info.field_name == "output" and info.data.get("input") is None:
-            raise PydanticCustomError("missing", "needs input beside it")
+            raise PydanticCustomError("without_input", "needs input beside it")
         return price
 
 

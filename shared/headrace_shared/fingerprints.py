@@ -9,7 +9,7 @@ digests: no word of a prompt is in them.
 from hashlib import blake2b
 
 from headrace_shared.jsonvalue import Json, JsonObject, canonical_json
-from headrace_shared.request_bounds import Endpoint
+from headrace_shared.request_bounds import WITHOUT_OUTPUT, Endpoint
 
 OPENINGS = (8, 16, 32, 64)
 """Characters of the first message that make a fingerprint each."""
@@ -21,9 +21,8 @@ _INCIDENTAL = frozenset(
     )
 )
 _INSTRUCTING = ("system", "developer")
-_WITHOUT_OUTPUT = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
 
-_BEGUN: dict[str, "blake2b"] = {}
+_BEGUN: dict[str, blake2b] = {}
 """Digests of settings and instructions by their words: few templates make most of the requests."""
 _BEGUN_KEPT = 64
 _LONGEST_KEPT = 1 << 16
@@ -31,7 +30,7 @@ _LONGEST_KEPT = 1 << 16
 
 def fingerprints(endpoint: Endpoint, document: JsonObject) -> tuple[str, ...]:
     """Return the fingerprints of a checked request; none where nothing is written in answer."""
-    if endpoint in _WITHOUT_OUTPUT:
+    if endpoint in WITHOUT_OUTPUT:
         return ()
     settings: Json = {name: value for name, value in document.items() if name not in _INCIDENTAL}
     parts: list[Json] = [str(endpoint), settings]
@@ -53,7 +52,7 @@ def fingerprints(endpoint: Endpoint, document: JsonObject) -> tuple[str, ...]:
     return tuple(reversed(found))
 
 
-def _begun(parts: list[Json]) -> "blake2b":
+def _begun(parts: list[Json]) -> blake2b:
     """Return a digest of what requests of a template have in common, to go on from."""
     try:
         key = repr(parts)

@@ -42,7 +42,7 @@ FREE_MODELS = frozenset(
 """(price list, model): OpenAI charges nothing for these."""
 
 _TOKEN_PRICES = frozenset({"input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok"})
-_REFUSED_PARTS = frozenset(
+_BESIDE_TOKENS = frozenset(
     {
         "audio_hours",
         "cache_audio_read_mtok",
@@ -54,7 +54,8 @@ _REFUSED_PARTS = frozenset(
         "web_searches_kcount",
     }
 )
-"""Charges that no token causes: audio is refused, and hosted tools are charged by the call."""
+"""Charges that no token of an accepted request causes: audio is refused, no request asks for a cache of an
+hour, and hosted tools are charged by the call."""
 
 _BY_THE_BLOCK = ("gpt-4o-mini", "gpt-4.1-mini")
 """Models of which a web search costs a fixed block of tokens besides: only the configuration knows."""
@@ -274,7 +275,7 @@ def _from_model_price(target: Target, version: str, listed: "ModelPrice") -> Pri
         name: value for name, value in vars(listed).items() if value is not None
     }
     request = parts.pop("requests_kcount", Decimal(0))
-    if "input_mtok" not in parts or parts.keys() - _TOKEN_PRICES - _REFUSED_PARTS:
+    if "input_mtok" not in parts or parts.keys() - _TOKEN_PRICES - _BESIDE_TOKENS:
         raise UnknownPrice(target=str(target))
     starts = {-1} | {tier.start for name in _TOKEN_PRICES & parts.keys() for tier in _tiers(parts[name])}
     steps = tuple(_step(parts, start) for start in sorted(starts))

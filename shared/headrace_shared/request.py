@@ -43,7 +43,7 @@ MAX_MODEL_LENGTH = 200
 
 @dataclass(frozen=True, slots=True)
 class CheckedDocument:
-    """A request that could become a job."""
+    """What is known of a request that was checked and is not to become a job yet: a quote goes by it."""
 
     endpoint: Endpoint
     model: str

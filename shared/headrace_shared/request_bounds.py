@@ -27,6 +27,9 @@ class Endpoint(StrEnum):
     MODERATIONS = "/v1/moderations"
 
 
+WITHOUT_OUTPUT = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
+"""No token is written in answer."""
+
 FRAMING_TOKENS = 128
 """What a provider adds to a prompt of its own: roles, the date, a hidden preamble."""
 

@@ -1,5 +1,15 @@
 """What pydantic says is wrong with a value, in the words of this project's own sentences."""
 
+from pydantic import ValidationError
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the place and the reason of the first thing that is wrong, and no value."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    reason = plain_reason(first["msg"])
+    return f"{place}: {reason}" if place else reason
+
 
 def plain_reason(message: str) -> str:
     """Say it without pydantic's own introduction, as the end of a sentence.

@@ -13,24 +13,33 @@ from headrace_workers.execution import Ask
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    target: Target
     price: Price
     request: PreparedRequest
     most: NanoUSD
+
+
+def request_for(now: Snapshot, ask: Ask, price: Price) -> PreparedRequest:
+    """Make a call's request ready for the target that has this price.
+
+    Raises:
+        InvalidRequest: it was never checked, and is wrong.
+
+    """
+    default = now.configuration.defaults.max_output_tokens
+    return prepare(
+        ask.body, ask.endpoint, price.target.model, default, price.vocabulary, known=ask.bounds_known
+    )
 
 
 def offer_of(now: Snapshot, ask: Ask, target: Target) -> Offer | None:
     """Return what a call asks of a target; None where nobody knows, or it is no request."""
     try:
         price = now.prices.price(target)
-        default = now.configuration.defaults.max_output_tokens
-        request = prepare(
-            ask.body, ask.endpoint, target.model, default, price.vocabulary, known=ask.bounds_known
-        )
+        request = request_for(now, ask, price)
         most = price.worst_case(request.input_bound, request.output_bound, request.hosted)
     except (UnknownPrice, InvalidRequest):
         return None
-    return Offer(target, price, request, most)
+    return Offer(price, request, most)
 
 
 def most_cost(now: Snapshot, ask: Ask, target: Target) -> NanoUSD | None:

@@ -23,7 +23,7 @@ from headrace_shared.budgets import Budgets
 from headrace_shared.configuration import Configuration
 from headrace_shared.errors import InvalidInput, InvalidRequest, StoreUnavailable
 from headrace_shared.ids import BatchId, Tenant
-from headrace_shared.money import NanoUSD, format_usd
+from headrace_shared.money import NanoUSD, format_usd, to_usd
 from headrace_shared.scopes import batch_scope
 from headrace_shared.settings import Settings
 from headrace_shared.store import batches, lengths
@@ -174,7 +174,7 @@ class Submitter:
             return
         raise InvalidInput(
             reason=f"{submission.path} is enqueued already, without --max-cost: "
-            f"'headrace budgets set {scope} --limit {submission.max_cost / 10**9:f}' "
+            f"'headrace budgets set {scope} --limit {to_usd(submission.max_cost):f}' "
             "limits what is left of it, --again makes a new batch."
         )
 

@@ -284,7 +284,7 @@ class Dispatch:
         return [gate for gate in found if gate is not None]
 
     async def cap(self, name: str) -> Cap:
-        """Return how many jobs run under a cap (`tenant:NAME`); changes nothing."""
+        """Return how many jobs run under a cap (`tenant:NAME` or `key:NAME`); changes nothing."""
         kind, _, rest = name.partition(":")
         reply = await self.redis.evaluate(_CAPS, (), [f"{kind}:{quote(rest, safe='')}"])
         [[running, most]] = cast("list[list[int]]", reply)

@@ -77,7 +77,7 @@ OWED = "headrace:owed:"
 nothing due, and of a queue that is parked for a time."""
 
 PARKED = "headrace:parked"
-"""SET of queue names that a closed gate keeps out of `active`."""
+"""SET of queue names that a closed gate, or a provider's limit, keeps out of `active`."""
 
 PERMITS = "headrace:permits:"
 """+ limiter: ZSET of calls under way by the millisecond their lease ends, where their number is limited."""
@@ -97,6 +97,7 @@ REBUILDING = "headrace:rebuilding"
 
 RETRIES = "headrace:retries:"
 """+ provider: HASH of the fleet's successes and retries, in the slices of a rolling window."""
+
 RUNNING = "headrace:running:"
 """+ name of a cap (`tenant:NAME` or `key:NAME`): ZSET of the ids that run under it by the millisecond their
 lease ends."""
@@ -111,7 +112,7 @@ TURN = "headrace:turn:"
 """+ lane: ZSET of tenants by virtual time, nano-USD / weight; tenants that may have a job due."""
 
 WAITING = "headrace:waiting"
-"""ZSET: queue name by the millisecond its next job is due, or its gate opens."""
+"""ZSET: queue name by the millisecond its next job is due, its gate opens, or there may be room again."""
 
 
 _KEYED = "\0"

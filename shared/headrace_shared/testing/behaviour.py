@@ -10,7 +10,7 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from headrace_shared.errors import InvalidConfiguration
 from headrace_shared.testing.limits import Enforcement
-from headrace_shared.validation import plain_reason
+from headrace_shared.validation import first_problem
 
 
 class Fate(Enum):
@@ -84,10 +84,7 @@ def changed(behaviour: Behaviour, changes: bytes) -> Behaviour:
         merged.update(_CHANGES.validate_json(changes))
         return _BEHAVIOUR.validate_python(merged)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        reason = plain_reason(first["msg"])
-        raise _unusable(f"{place}: {reason}" if place else reason) from error
+        raise _unusable(first_problem(error)) from error
 
 
 def as_json(behaviour: Behaviour) -> dict[str, JsonValue]:

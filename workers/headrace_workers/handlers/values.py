@@ -10,7 +10,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
 from headrace_shared.errors import InvalidRequest
 from headrace_shared.jsonvalue import refuse_not_finite, write_json
-from headrace_shared.validation import plain_reason
+from headrace_shared.validation import first_problem
 
 T = TypeVar("T")
 
@@ -89,14 +89,6 @@ def encode_result(output: type[BaseModel], value: object, *, limit: int) -> byte
     except ValidationError as error:
         raise _unfit(f"is no {output.__name__} ({_first(error)})") from None
     return encode(TypeAdapter(type(returned)), returned, limit=limit)
-
-
-def first_problem(error: ValidationError) -> str:
-    """Return the place and the reason of the first thing that is wrong, and no value."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    reason = plain_reason(first["msg"])
-    return f"{place}: {reason}" if place else reason
 
 
 def _first(error: ValueError) -> str:

@@ -14,6 +14,7 @@ from headrace_shared.jsonvalue import storable
 from headrace_shared.outcome import ErrorClass, Failed, Failure, Outcome, Snoozed, Succeeded, WaitReason
 from headrace_shared.store.checkpoints import EMPTY, Journal, recall
 from headrace_shared.store.pool import UNREACHABLE, Pool
+from headrace_shared.validation import first_problem
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Road, Run, uncancel
 from headrace_workers.handlers.calls import Calls
@@ -22,7 +23,7 @@ from headrace_workers.handlers.exits import Exited, contain_exits
 from headrace_workers.handlers.loading import Handlers
 from headrace_workers.handlers.notes import Notes
 from headrace_workers.handlers.registry import Handler
-from headrace_workers.handlers.values import encode_result, first_problem
+from headrace_workers.handlers.values import encode_result
 from headrace_workers.retrying import decide
 from headrace_workers.steps.hold import SERVER_PAUSE
 

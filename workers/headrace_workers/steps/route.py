@@ -4,14 +4,13 @@ from functools import partial
 
 from headrace_shared.errors import InvalidRequest, UnknownPrice
 from headrace_shared.outcome import ErrorClass, Failed, Failure
-from headrace_shared.request import prepare
 from headrace_shared.routes import Target
 from headrace_workers.breaker import Permit
 from headrace_workers.choosing import Choosing
 from headrace_workers.configured import Configured
 from headrace_workers.execution import Ask, Run
 from headrace_workers.last_resort import NO_REQUEST, no_price, static_target
-from headrace_workers.offers import most_cost
+from headrace_workers.offers import most_cost, request_for
 
 
 class Route:
@@ -36,11 +35,8 @@ class Route:
             return run.ended(Failed(Failure(ErrorClass.UNKNOWN_PRICE, error.message)))
         except InvalidRequest as error:
             return run.ended(Failed(Failure(ErrorClass.NO_ROUTE, error.message)))
-        most = now.configuration.defaults.max_output_tokens
         try:
-            request = prepare(
-                ask.body, ask.endpoint, target.model, most, price.vocabulary, known=ask.bounds_known
-            )
+            request = request_for(now, ask, price)
         except InvalidRequest as error:
             return run.ended(Failed(Failure(ErrorClass.BAD_REQUEST, error.message)))
         # From here on `settle` takes it back: nothing is awaited in between.

@@ -6,7 +6,7 @@
 -- (finish.lua). A tenant's queues take turns as its tenant does. One that runs as many jobs as it may
 -- steps aside until one of them ends; so does a queue, but not its tenant, of whose API key as many run.
 -- The lease is the id's score: nobody else sees it until it ends, and then it is simply due
--- again. A queue behind a closed gate is parked and its ids are not touched.
+-- again. A queue behind a closed gate, or whose targets' limits have no room, is parked and its ids are not touched.
 --
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: free slots, window, breaker probe lease in ms, run id of the server, version of the tenants' terms,

@@ -25,6 +25,18 @@ local function count_of(text)
     return number and number > 0 and number or nil
 end
 
+-- The same where a script cannot go on without it: it stops, the key is dropped (repair.lua),
+-- and the script is run once more.
+local function damaged()
+    error('headrace: foreign bytes')
+end
+
+local function read(reader, text)
+    local value = reader(text)
+    if value == nil then damaged() end
+    return value
+end
+
 -- The server's time in milliseconds, moved by what tests put into headrace:clock.
 local function now_ms()
     local time = redis.call('TIME')
@@ -36,18 +48,6 @@ end
 local function slice_of(now, window)
     local slice = math.max(1, math.floor(window / 10))
     return math.floor(now / slice) * slice
-end
-
--- The same where a script cannot go on without it: it stops, the key is dropped (repair.lua),
--- and the script is run once more.
-local function damaged()
-    error('headrace: foreign bytes')
-end
-
-local function read(reader, text)
-    local value = reader(text)
-    if value == nil then damaged() end
-    return value
 end
 
 -- The counters are valid for one epoch, which stands in each of their keys: where one was lost or
@@ -99,8 +99,8 @@ end
 -- A slot is worth something even where a call is free: what a job counts for at least, in nano-USD.
 local LEAST = 10000
 
--- What a tenant has had of a lane is remembered for so long when it has nothing due there, and where it
--- waits for a limit for so much longer than that.
+-- For so long what a tenant has had of a lane is remembered when it has nothing due there; where it is parked,
+-- for so much longer than that lasts.
 local OWED_MS = 10000
 
 -- A tenant that may have a job due joins the others of its lane at the virtual time of the last

@@ -46,8 +46,9 @@ local function listen(l, kind, limit, left, whole_in, age)
     put(l, kind .. '.pace', math.min(pace, 1e15))
 end
 
--- A rate that was refused is cut, deeper where it happens again at once, and less where it had grown by then; calls that were on their way by
--- then say nothing new, nor do those of a time in which the provider says itself how little is left. Where nothing was known, it is the rate at which calls were let go.
+-- A rate that was refused is cut, deeper where it happens again at once, and less where it had grown by then.
+-- Calls that were on their way by then say nothing new, nor do those of a time in which the provider says itself
+-- how little is left. Where nothing was known, what is cut is the rate at which calls were let go.
 local function cut(l, kind, wait, age)
     local resumed = l.cool or 0
     put(l, 'cool', math.max(l.cool or 0, now + (wait >= 0 and wait or 1000)))
