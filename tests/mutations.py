@@ -208,8 +208,8 @@ MORE = (
     Mutation(
         "a late answer is found right before the call",
         "shared/headrace_shared/store/runs.sql",
-        "WHERE (i.run = 1 OR NOT EXISTS (",
-        "WHERE (i.run > 0 OR NOT EXISTS (",
+        "  AND (i.run = 1 OR NOT EXISTS (",
+        "  AND (i.run > 0 OR NOT EXISTS (",
         "test_late_answers.py::test_what_an_earlier_run_was_answered_is_not_asked_again",
     ),
     Mutation(
@@ -295,5 +295,26 @@ MORE = (
         "        await self._pauses.put_in_place()\n",
         "",
         "test_pauses.py::test_the_feeder_puts_pauses_back_into_a_wiped_redis_before_it_fills_it",
+    ),
+    Mutation(
+        "no run begins before it can see what earlier ones opened of the job's own money",
+        "shared/headrace_shared/store/runs.sql",
+        "ORDER BY j.id FOR SHARE OF j",
+        "ORDER BY j.id",
+        "test_claim_and_lease.py::test_a_row_is_not_taken_from_an_intent_that_its_next_run_could_not_see",
+    ),
+    Mutation(
+        "a probe that told nothing is given back",
+        "workers/headrace_workers/steps/settle.py",
+        "if run.target is not None and run.permit is not None and run.reply is None:",
+        "if run.target is None and run.permit is not None and run.reply is None:",
+        "test_leave.py::test_a_probe_that_is_interrupted_is_somebody_elses",
+    ),
+    Mutation(
+        "a gate lets another job probe where the one that it let through came back without news",
+        "shared/headrace_shared/dispatch/lua/finish.lua",
+        "if any_probe and delay ~= -2 then end_turn_of_probe(id) end",
+        "",
+        "test_gates.py::test_a_job_that_comes_back_without_news_of_its_probe_lets_another_through",
     ),
 )

@@ -9,11 +9,19 @@ from uuid import uuid4
 
 import pytest
 
-from headrace_producer import Headrace, JobHandle, bells
+from headrace_producer import Headrace, JobHandle, bells, run
 from headrace_shared.dispatch import keys
 from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
-from headrace_shared.errors import JobCancelled, JobExpired, JobFailed, JobNotFound, ResultTimeout
+from headrace_shared.errors import (
+    HeadraceError,
+    InvalidInput,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    ResultTimeout,
+)
 from headrace_shared.ids import CallNumber, WorkerId, hold_id
 from headrace_shared.job import ClaimedJob
 from headrace_shared.money import NanoUSD
@@ -273,3 +281,20 @@ async def test_a_client_may_close_at_any_moment_of_a_wait(environment: None) -> 
                 await headrace.result(uuid4())
             for _ in range(turns):
                 await asyncio.sleep(0)
+
+
+TOO_LATE = ResultTimeout(job_id=uuid4(), seconds=1, state="queued")
+NOT_A_NUMBER = InvalidInput(reason="The sun is no number.")
+
+
+@pytest.mark.parametrize(("error", "code"), [(TOO_LATE, 1), (NOT_A_NUMBER, 2)])
+def test_a_script_ends_with_one_sentence_and_the_code_of_the_command_line(
+    error: HeadraceError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def script() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(script())
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"headrace: {error.message}\n"

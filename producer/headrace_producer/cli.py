@@ -21,12 +21,11 @@ from headrace_producer.commands.up import up
 from headrace_producer.commands.usage import usage
 from headrace_producer.commands.why import why
 from headrace_producer.console import plain
+from headrace_producer.scripts import BAD_INPUT, exit_code
 from headrace_shared.errors import (
     HeadraceError,
     InvalidBatchFile,
-    JobFailed,
     MissingExtra,
-    ResultTimeout,
     StoreError,
 )
 from headrace_shared.store.pool import UNREACHABLE
@@ -35,8 +34,6 @@ from headrace_shared.validation import in_plain_words
 COMMANDS = "headrace.commands"
 """The entry-point group through which other parts add commands; each is a function or a Typer app."""
 
-FAILED = 1
-BAD_INPUT = 2
 INTERRUPTED = 130
 
 _EXTRAS = {"headrace_workers": "worker", "headrace_shared": "embedded"}
@@ -127,7 +124,7 @@ def _explain(arguments: Sequence[str], error: HeadraceError) -> int:
         for line, reason in error.problems:
             typer.echo(plain(f"{error.path}:{line}: {reason}"), err=True)
     _refuse(arguments, error.message)
-    return FAILED if isinstance(error, JobFailed | ResultTimeout) else BAD_INPUT
+    return exit_code(error)
 
 
 def _of_the_store(error: BaseException) -> HeadraceError:
