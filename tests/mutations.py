@@ -304,11 +304,11 @@ MORE = (
         "test_claim_and_lease.py::test_a_row_is_not_taken_from_an_intent_that_its_next_run_could_not_see",
     ),
     Mutation(
-        "a probe that told nothing is given back",
+        "a probe that is not sent is given back",
         "workers/headrace_workers/steps/settle.py",
-        "if run.target is not None and run.permit is not None and run.reply is None:",
-        "if run.target is None and run.permit is not None and run.reply is None:",
-        "test_leave.py::test_a_probe_that_is_interrupted_is_somebody_elses",
+        "if run.target is not None and run.permit is not None and not run.sent:",
+        "if run.target is None and run.permit is not None and not run.sent:",
+        "test_leave.py::test_a_probe_that_is_not_sent_is_somebody_elses",
     ),
     Mutation(
         "a gate lets another job probe where the one that it let through came back without news",

@@ -379,6 +379,21 @@ async def test_a_crash_alone_that_was_seen_quarantines_and_calls_back(doomed: Do
     assert await jobs.spend() == await jobs.ledger()
 
 
+async def test_a_row_that_is_written_while_it_is_taken_away_is_taken_as_it_is_then(
+    doomed: Doomed, pool: Pool
+) -> None:
+    (job_id,) = await doomed.jobs.add()
+    job = await doomed.crash(job_id, alone=True)
+    async with pool.acquire() as connection, connection.transaction():
+        await claims.heartbeat(connection, [job])
+        taking = asyncio.create_task(lost.quarantine(pool, job_id, DEAD, "exit code 9"))
+        await eventually(lambda: waiting(pool), lambda count: count == 1)
+    taken = await taking
+    assert taken is not None
+    assert (taken.id, taken.state) == (job_id, JobState.FAILED)
+    assert [call["state"] for call in await doomed.jobs.calls(job_id)] == ["suspense"]
+
+
 async def test_a_death_that_nobody_saw_condemns_only_after_the_third_time_alone(
     doomed: Doomed, clock: Clock
 ) -> None:

@@ -18,16 +18,17 @@ from headrace_shared.store import claims
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import script
-from headrace_shared.testing.jobs import LANE, MODEL, Jobs
+from headrace_shared.testing.jobs import LANE, MODEL, Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider
-from headrace_workers.breaker import Permit
-from headrace_workers.execution import Road, Run, Step
+from headrace_workers.breaker import NotNow, Permit
+from headrace_workers.execution import Execution, Road, Run, Step
 from headrace_workers.parts import Parts, execution_of, open_parts, steps_of
 from headrace_workers.steps.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("environment", "silent")
 
 LEASE = timedelta(minutes=1)
+TARGET = Target("openai", MODEL)
 _IS_DUE = script("""
 local time, looks_again = redis.call('TIME'), redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2]
 return tonumber(looks_again) <= time[1] * 1000 + time[2] / 1000 and 1 or 0
@@ -91,21 +92,39 @@ async def test_a_job_that_comes_to_no_call_leaves_its_place_to_another(jobs: Job
     assert len(await claim(parts)) == 1
 
 
-async def test_a_probe_that_is_interrupted_is_somebody_elses(
-    jobs: Jobs, parts: Parts, silent: ScriptedProvider
-) -> None:
-    target = Target("openai", MODEL)
-    await breakers.open_(parts.redis, target, timedelta(0), None)
-    await parts.breakers.of(target).share()
+async def probing(parts: Parts, jobs: Jobs) -> tuple[Execution, ClaimedJob]:
+    """Open the breaker, and claim a job that may probe at once."""
+    await breakers.open_(parts.redis, TARGET, timedelta(0), None)
+    await parts.breakers.of(TARGET).share()
     await jobs.add(1)
     [job] = await claim(parts)
-    execution = execution_of(parts)
-    running = asyncio.ensure_future(execution.run(job))
-    await silent.arrived(1)
-    assert (await breakers.view(parts.redis, target)).probing
-    execution.interrupt(job, ErrorClass.CANCELLED, running)
-    assert isinstance(await running, Cancelled)
-    standing = await breakers.view(parts.redis, target)
+    return execution_of(parts), job
+
+
+async def test_a_probe_that_is_not_sent_is_somebody_elses(jobs: Jobs, parts: Parts) -> None:
+    execution, job = await probing(parts, jobs)
+    await parts.budgets.rebuild()
+    async with parts.pool.acquire() as connection, connection.transaction():
+        # Its intent waits here, and comes to nothing under another epoch.
+        await connection.execute("SELECT pg_advisory_xact_lock(4850, 1)")
+        running = asyncio.ensure_future(execution.run(job))
+        await eventually(lambda: breakers.view(parts.redis, TARGET), lambda standing: standing.probing)
+        await connection.execute("UPDATE headrace.money SET epoch = epoch + 1")
+    assert isinstance(await running, Snoozed)
+    standing = await breakers.view(parts.redis, TARGET)
     assert standing.is_open
     assert not standing.probing
-    assert await parts.breakers.of(target).admit(HoldId("next")) == Permit("next")
+    assert await parts.breakers.of(TARGET).admit(HoldId("next")) == Permit("next")
+
+
+async def test_a_probe_that_was_sent_is_nobody_elses_before_its_lease_is_over(
+    jobs: Jobs, parts: Parts, silent: ScriptedProvider
+) -> None:
+    """A target that hangs would get one after the other, and each may have to be paid for."""
+    execution, job = await probing(parts, jobs)
+    running = asyncio.ensure_future(execution.run(job))
+    await silent.arrived(1)
+    execution.interrupt(job, ErrorClass.CANCELLED, running)
+    assert isinstance(await running, Cancelled)
+    assert (await breakers.view(parts.redis, TARGET)).probing
+    assert isinstance(await parts.breakers.of(TARGET).admit(HoldId("next")), NotNow)

@@ -224,7 +224,7 @@ class Breaker:
         return Permit(owner)
 
     async def give_back(self, permit: Permit) -> None:
-        """Let somebody else have the probe that was to be made with this permit, and told nothing."""
+        """Let somebody else have the probe that was to be made with this permit, and was not sent."""
         if permit.owner is None:
             return
         self._learn_open(timedelta(0))

@@ -112,7 +112,7 @@ async def close(redis: Redis, target: Target, owner: str | None) -> bool:
 
 
 async def give_back(redis: Redis, target: Target, owner: str) -> None:
-    """Let somebody else have the probe that told nothing."""
+    """Let somebody else have the probe that was not sent."""
     await redis.evaluate(_GIVE_BACK, [keys.breaker(str(target))], [owner])
 
 

@@ -10,7 +10,7 @@ from headrace_shared.ids import HoldId, JobId, WorkerId
 from headrace_shared.job import JobState, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.store.jobs import queue_of
-from headrace_shared.store.pool import Database
+from headrace_shared.store.pool import Database, in_transaction
 from headrace_shared.store.sql import Statements
 
 _SQL = Statements("lost.sql")
@@ -48,7 +48,10 @@ async def reap(database: Database, *, spare: timedelta = timedelta(0), limit: in
         limit: jobs at most.
 
     """
-    return [_reaped(row) for row in await database.fetch(_SQL["reap"], limit, spare.total_seconds())]
+    async with in_transaction(database) as connection:
+        rows = await connection.fetch(_SQL["reap"], limit, spare.total_seconds())
+        await _suspend(connection, rows)
+    return [_reaped(row) for row in rows]
 
 
 async def quarantine(database: Database, job_id: JobId, worker: WorkerId, how: str) -> Reaped | None:
@@ -61,8 +64,17 @@ async def quarantine(database: Database, job_id: JobId, worker: WorkerId, how: s
         how: what was seen of the death, for the job's error.
 
     """
-    row = await database.fetchrow(_SQL["quarantine"], job_id, worker, how)
-    return _reaped(row) if row else None
+    async with in_transaction(database) as connection:
+        rows = await connection.fetch(_SQL["quarantine"], job_id, worker, how)
+        await _suspend(connection, rows)
+    return _reaped(rows[0]) if rows else None
+
+
+async def _suspend(connection: Database, lost: Sequence[asyncpg.Record]) -> None:
+    if lost:
+        await connection.execute(
+            _SQL["suspend_lost"], [row["id"] for row in lost], [row["run"] for row in lost]
+        )
 
 
 def _reaped(row: asyncpg.Record) -> Reaped:

@@ -19,8 +19,7 @@ RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state;
 
 -- name: reap
 -- Rows whose lease ended go back at once. Two crashes make a job suspect, and it runs alone from
--- then on; only a crash alone, which nobody else can have caused, may condemn it. The calls that
--- such a run had open stand in suspense at their worst case until somebody knows better.
+-- then on; only a crash alone, which nobody else can have caused, may condemn it.
 -- While PostgreSQL was away nobody could renew: leases are spared until one lease after its start.
 WITH moment AS MATERIALIZED (
     SELECT headrace.now() AS now
@@ -48,12 +47,9 @@ WITH moment AS MATERIALIZED (
         ended_at = CASE lost.state WHEN 'queued' THEN NULL ELSE moment.now END,
         run_at = moment.now, worker = NULL, lease_until = NULL
     FROM moment, lost WHERE j.id = lost.id
-    RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state
-), suspended AS (
-    SELECT count(*) FROM headrace.suspend_calls(
-        (SELECT array_agg(id ORDER BY id) FROM lost), (SELECT array_agg(run ORDER BY id) FROM lost))
+    RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.api_key, j.state
 )
-SELECT id, lane, route, tenant, api_key, state FROM back, suspended;
+SELECT id, run, lane, route, tenant, api_key, state FROM back ORDER BY id;
 
 -- name: quarantine
 -- A process died that ran this job and nothing else: the job did it.
@@ -67,12 +63,15 @@ WITH moment AS MATERIALIZED (
         error = 'its process died, in which it ran alone: ' || $3, ended_at = moment.now,
         worker = NULL, lease_until = NULL
     FROM moment, lost WHERE j.id = lost.id
-    RETURNING j.id, j.lane, j.route, j.tenant, j.api_key, j.state
-), suspended AS (
-    SELECT count(*) FROM headrace.suspend_calls(
-        (SELECT array_agg(id) FROM lost), (SELECT array_agg(run) FROM lost))
+    RETURNING j.id, j.run, j.lane, j.route, j.tenant, j.api_key, j.state
 )
-SELECT id, lane, route, tenant, api_key, state FROM ended, suspended;
+SELECT id, run, lane, route, tenant, api_key, state FROM ended;
+
+-- name: suspend_lost
+-- The calls that lost runs had open stand in suspense at their worst case until somebody knows better. In the
+-- transaction that takes the runs' rows, but a statement of its own: PostgreSQL 18.4 crashes as a whole where
+-- one statement locks rows that were written since it began, and hands arrays of what it locked to a function.
+SELECT count(*) FROM headrace.suspend_calls($1::uuid[], $2::int[]);
 
 -- name: suspend_orphans
 -- Intents that were committed after their run had ended, because their writer was cut off:

@@ -1,7 +1,8 @@
 """The way to PostgreSQL: one pool per process, checked when it is opened."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -46,6 +47,16 @@ class Database(Protocol):
     async def fetch(self, query: str, *args: object) -> Sequence[asyncpg.Record]: ...
     async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None: ...
     async def execute(self, query: str, *args: object) -> str: ...
+
+
+@asynccontextmanager
+async def in_transaction(database: Database) -> AsyncGenerator[Database]:
+    """Enter a transaction on a connection of a pool; a connection that is given is in one already."""
+    if not isinstance(database, asyncpg.Pool):
+        yield database
+        return
+    async with database.acquire() as connection, connection.transaction():
+        yield connection
 
 
 def address(url: str) -> str:

@@ -68,7 +68,7 @@ class Settle:
     async def __call__(self, run: Run) -> Again | Outcome:
         """Return how the run goes on, or how it ended."""
         self._settle_limits(run)
-        if run.target is not None and run.permit is not None and run.reply is None:
+        if run.target is not None and run.permit is not None and not run.sent:
             await self._breakers.of(run.target).give_back(run.permit)
         outcome = self._outcome(run)
         attempts = run.attempts + isinstance(outcome, Retry | Failed)
