@@ -159,3 +159,11 @@ async def test_a_budget_of_a_name_that_was_never_charged_says_so(environment: No
             f"Nothing was ever charged to {scope}: it counts from the first call that is.\n"
         )
     assert "charged" not in (await command("budgets", "set", "global", "--limit", "1")).out
+
+
+async def test_a_budget_of_a_model_that_is_named_with_its_provider_says_how_jobs_name_it(
+    environment: None, command: Command
+) -> None:
+    said = (await command("budgets", "set", "model:openai/gpt-4o-mini", "--limit", "1")).out
+    assert said.endswith("without its provider: if that is meant, set model:gpt-4o-mini.\n")
+    assert "provider" not in (await command("budgets", "set", "model:gpt-4o-mini", "--limit", "1")).out

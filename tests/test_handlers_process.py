@@ -128,6 +128,16 @@ async def test_the_example_runs(
     assert provider.books.total.answered == 4
 
 
+async def test_a_lane_that_is_not_there_is_one_sentence(
+    environment: None, provider: SimulatedProvider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = await asyncio.to_thread(cli.run, ["worker", "--lanes", "default,btch", "--burst"])
+    assert code == 2
+    assert capsys.readouterr().err == (
+        "headrace: lanes: btch: there is no such lane, only interactive, default, batch.\n"
+    )
+
+
 async def test_a_module_that_is_not_there_is_one_sentence(
     environment: None, provider: SimulatedProvider, capsys: pytest.CaptureFixture[str]
 ) -> None:

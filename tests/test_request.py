@@ -160,3 +160,23 @@ def test_no_body_raises_anything_but_an_error_of_ours(
         prepared = prepare(checked.body, checked.endpoint, "another", 100)
         assert json.loads(prepared.body)["model"] == "another"
         assert prepared.input_bound > 0
+
+
+def test_numbers_that_are_longer_when_a_request_is_written_anew_are_bounded_as_they_are_sent() -> None:
+    schema = {"type": "integer", "enum": [0]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    written = json.dumps({"model": "alias", "messages": MESSAGES, "tools": tools, "max_tokens": 5})
+    body = written.replace("[0]", f"[{', '.join(['1e15'] * 500)}]").encode()
+    prepared = prepare(body, Endpoint.CHAT_COMPLETIONS, "gpt-4o-mini", 100)
+    assert len(prepared.body) > 2 * len(body)
+    assert prepared.input_bound > len(prepared.body)
+
+
+def test_instructions_that_are_no_text_are_refused() -> None:
+    body = {
+        "model": "m",
+        "input": "Hello",
+        "instructions": [{"type": "input_image", "image_url": "https://x"}],
+    }
+    with pytest.raises(InvalidRequest, match="instructions"):
+        check_request("/v1/responses", body, max_body_bytes=10_000)

@@ -53,6 +53,17 @@ def parts(*content: object) -> dict[str, object]:
         ],
         (CHAT, chat(max_tool_calls=1, tools=[{"type": "web_search"}]), "tools[0].type"),
         ("/v1/responses", respond(input=[{"type": "item_reference", "id": "x"}]), "input[0].type"),
+        *[
+            ("/v1/responses", respond(input=[{"id": "x_1", **item}]), "input[0]")
+            for item in (
+                {},
+                {"type": None},
+                {"type": "message"},
+                {"type": "function_call", "name": "f"},
+                {"type": "function_call_output"},
+                {"type": "reasoning", "encrypted_content": ""},
+            )
+        ],
         (
             "/v1/responses",
             respond(input=[{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]),

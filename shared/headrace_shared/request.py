@@ -165,8 +165,8 @@ def _digest(endpoint: str, document: JsonObject) -> bytes:
     return hashlib.sha256(endpoint.encode() + b"\n" + canonical).digest()
 
 
-BoundsKnown: TypeAlias = dict[Vocabulary | None, Bounds]
-"""Of one body: what it was counted in already."""
+BoundsKnown: TypeAlias = dict[tuple[Vocabulary | None, bool], Bounds]
+"""Of one request: what it was counted in already, and whether it was written in ASCII."""
 
 
 def prepare(
@@ -195,24 +195,24 @@ def prepare(
 
     """
     document = read_last(request_body)
-    bounds = known.get(vocabulary) if known is not None else None
-    if bounds is None:
-        bounds = bounds_of(endpoint, document, counted(vocabulary, request_body))
-        if known is not None:
-            known[vocabulary] = bounds
-    body = request_body
+    body, size = request_body, len(request_body)
     maximum = _missing_maximum(endpoint, document)
     if document.get("model") != target_model or (maximum is not None and maximum in document):
-        document["model"] = target_model
-        if maximum is not None:
-            document[maximum] = default_max_output_tokens
-        body = write_json(document)
+        missing = {} if maximum is None else {maximum: default_max_output_tokens}
+        body = write_json(document | {"model": target_model} | missing)
+        size = len(body)  # a number may be longer than it was: 1e15
     elif maximum is not None:
         # An object that has a model has a member to put a comma after: cheaper than writing it anew.
         body = b'%b,"%b":%d}' % (body.rstrip()[:-1], maximum.encode(), default_max_output_tokens)
+    counting = vocabulary, body.isascii()
+    bounds = known.get(counting) if known is not None else None
+    if bounds is None:
+        bounds = bounds_of(endpoint, document, counted(vocabulary, body))
+        if known is not None:
+            known[counting] = bounds
     return PreparedRequest(
         body=body,
-        input_bound=bounds.input(len(request_body)),
+        input_bound=bounds.input(size),
         output_bound=bounds.output(default_max_output_tokens),
         hosted=bounds.hosted,
     )
@@ -280,6 +280,8 @@ def _check_content(endpoint: Endpoint, document: JsonObject) -> None:
             content = document.get("input")
             if not isinstance(content, str | list) or not content:
                 raise InvalidRequest(field="input", reason="must be a string or a list, and not empty")
+            if not isinstance(document.get("instructions"), str | None):
+                raise InvalidRequest(field="instructions", reason="must be a string")
         case _:
             assert_never(endpoint)
 

@@ -49,7 +49,14 @@ _CLIENT_TOOLS = ("function", "custom")
 _TEXT_PARTS = ("text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text")
 _IMAGE_PARTS = ("image_url", "input_image")
 _FILE_PARTS = ("file", "input_file")
-_CALL_ITEMS = ("function_call", "custom_tool_call")
+_OWN_CONTENT = {
+    "message": "content",
+    "function_call": "arguments",
+    "custom_tool_call": "input",
+    "function_call_output": "output",
+    "custom_tool_call_output": "output",
+    "reasoning": "encrypted_content",
+}
 _WITH_SCHEMA = ("tools", "functions", "response_format", "text")
 _OUTPUT_ITEMS = ("function_call_output", "custom_tool_call_output")
 
@@ -307,14 +314,15 @@ def _text_of(part: Json) -> Json:
 
 def _measure_item(item: JsonObject, place: str, measure: _Measure) -> None:
     kind = item.get("type")
+    own = _OWN_CONTENT.get(kind or "message") if kind is None or isinstance(kind, str) else None
+    if own is not None and (item.get(own) is None or (kind == "reasoning" and not item[own])):
+        # What is not said here is said elsewhere: an item that the provider keeps, of any length.
+        raise _unbounded(place)
     if kind is None or kind == "message":
         _measure_said(item, place, measure)
     elif kind in _OUTPUT_ITEMS:
         _measure_content(item.get("output"), f"{place}.output", measure)
-    elif kind == "reasoning":
-        if not isinstance(item.get("encrypted_content"), str):
-            raise _unbounded(place)
-    elif kind not in _CALL_ITEMS:
+    elif own is None:
         _measure_part(item, place, measure)
 
 

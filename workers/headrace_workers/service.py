@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from headrace_shared.errors import MissingSetting
+from headrace_shared.configuration import Configuration
+from headrace_shared.errors import InvalidConfiguration, MissingSetting
 from headrace_shared.ids import WorkerId, uuid7
 from headrace_shared.settings import Settings
 from headrace_shared.store import feed
@@ -42,6 +43,7 @@ async def open_worker(
     """Put a worker together with its side services; `await worker.main()` runs it."""
     worker_id = WorkerId(f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}")
     async with open_parts(settings, worker_id) as parts:
+        _check_lanes(settings, parts.configured.now.configuration)
         reaper = Reaper(
             parts.pool, parts.dispatch, parts.budgets, parts.breakers, parts.configured, lease=settings.lease
         )
@@ -69,6 +71,13 @@ async def open_worker(
             await stack.enter_async_context(_services(settings, parts, worker, reaper, reach))
             ready.started = True
             yield worker
+
+
+def _check_lanes(settings: Settings, configuration: Configuration) -> None:
+    unknown = [lane for lane in settings.served_lanes if lane not in configuration.lanes]
+    if unknown:
+        reason = f"there is no such lane, only {', '.join(configuration.lanes)}"
+        raise InvalidConfiguration(where=f"lanes: {unknown[0]}", reason=reason)
 
 
 def _claiming(

@@ -10,10 +10,12 @@ from headrace_producer.commands.prospects import HOW, look_ahead
 from headrace_producer.connections import open_connections
 from headrace_producer.console import Console
 from headrace_shared.budgets import Budgets, BudgetView
+from headrace_shared.configuration import Configuration
 from headrace_shared.errors import InvalidInput
 from headrace_shared.money import NanoUSD, format_usd, parse_usd
 from headrace_shared.scopes import GLOBAL, parse_scope
 from headrace_shared.settings import load_settings
+from headrace_shared.store import configurations
 from headrace_shared.store.money import (
     BudgetPolicy,
     BudgetState,
@@ -90,6 +92,7 @@ async def _set(
         await Budgets(connections.pool, connections.redis).set(scope, window, limit, policy)
         states = await budget_state(connections.pool)
         charged = await was_charged(connections.pool, scope)
+        present = (await configurations.current(connections.pool)).configuration
     console.say(
         f"{scope} may spend {format_usd(limit)} {_every(window)}; {_what_does_not_fit(window, policy)}."
     )
@@ -98,7 +101,19 @@ async def _set(
             console.say(_nothing_is_left(state))
     if not charged and scope != GLOBAL:
         console.say(f"Nothing was ever charged to {scope}: it counts from the first call that is.")
+        hint = _as_jobs_name_it(present, scope)
+        if hint:
+            console.say(hint)
     console.conclude({"scope": scope, "window": window, "limit_nano_usd": limit, "policy": policy})
+
+
+def _as_jobs_name_it(present: Configuration, scope: str) -> str:
+    """Say what is meant where a model is named as limits name it, with its provider; else nothing."""
+    kind, _, name = scope.partition(":")
+    provider, _, model = name.partition("/")
+    if kind != "model" or not model or provider not in present.providers or name in present.routes:
+        return ""
+    return f"A job names a model without its provider: if that is meant, set model:{model}."
 
 
 def _what_does_not_fit(window: WindowKind, policy: BudgetPolicy) -> str:
