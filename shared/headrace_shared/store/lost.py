@@ -10,7 +10,7 @@ from headrace_shared.ids import HoldId, JobId, WorkerId
 from headrace_shared.job import JobState, Queue
 from headrace_shared.money import NanoUSD
 from headrace_shared.store.jobs import queue_of
-from headrace_shared.store.pool import Database, in_transaction
+from headrace_shared.store.pool import Connection, Database, Pool, in_transaction
 from headrace_shared.store.sql import Statements
 
 _SQL = Statements("lost.sql")
@@ -39,7 +39,9 @@ async def expire(database: Database, *, limit: int = 500) -> list[Reaped]:
     return [_reaped(row) for row in await database.fetch(_SQL["expire"], limit)]
 
 
-async def reap(database: Database, *, spare: timedelta = timedelta(0), limit: int = 500) -> list[Reaped]:
+async def reap(
+    database: Pool | Connection, *, spare: timedelta = timedelta(0), limit: int = 500
+) -> list[Reaped]:
     """Take back jobs whose lease ended; their open calls stand in suspense from now on.
 
     Args:
@@ -54,7 +56,7 @@ async def reap(database: Database, *, spare: timedelta = timedelta(0), limit: in
     return [_reaped(row) for row in rows]
 
 
-async def quarantine(database: Database, job_id: JobId, worker: WorkerId, how: str) -> Reaped | None:
+async def quarantine(database: Pool | Connection, job_id: JobId, worker: WorkerId, how: str) -> Reaped | None:
     """End a job whose own process died; None when it does not run there any more.
 
     Args:

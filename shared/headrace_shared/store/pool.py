@@ -50,7 +50,7 @@ class Database(Protocol):
 
 
 @asynccontextmanager
-async def in_transaction(database: Database) -> AsyncGenerator[Database]:
+async def in_transaction(database: Pool | Connection) -> AsyncGenerator[Database]:
     """Enter a transaction on a connection of a pool; a connection that is given is in one already."""
     if not isinstance(database, asyncpg.Pool):
         yield database
