@@ -62,6 +62,7 @@ def parts(*content: object) -> dict[str, object]:
                 {"type": "function_call", "name": "f"},
                 {"type": "function_call_output"},
                 {"type": "reasoning", "encrypted_content": ""},
+                {"type": "reasoning", "encrypted_content": 1},
             )
         ],
         (

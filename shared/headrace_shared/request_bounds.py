@@ -58,7 +58,6 @@ _OWN_CONTENT = {
     "reasoning": "encrypted_content",
 }
 _WITH_SCHEMA = ("tools", "functions", "response_format", "text")
-_OUTPUT_ITEMS = ("function_call_output", "custom_tool_call_output")
 
 _UNBOUNDED_FIELDS = {
     Endpoint.CHAT_COMPLETIONS: ("audio", "prediction", "web_search_options"),
@@ -315,13 +314,14 @@ def _text_of(part: Json) -> Json:
 def _measure_item(item: JsonObject, place: str, measure: _Measure) -> None:
     kind = item.get("type")
     own = _OWN_CONTENT.get(kind or "message") if kind is None or isinstance(kind, str) else None
-    if own is not None and (item.get(own) is None or (kind == "reasoning" and not item[own])):
+    said = None if own is None else item.get(own)
+    if own is not None and (said is None or (kind == "reasoning" and not (said and isinstance(said, str)))):
         # What is not said here is said elsewhere: an item that the provider keeps, of any length.
         raise _unbounded(place)
     if kind is None or kind == "message":
         _measure_said(item, place, measure)
-    elif kind in _OUTPUT_ITEMS:
-        _measure_content(item.get("output"), f"{place}.output", measure)
+    elif own == "output":
+        _measure_content(said, f"{place}.output", measure)
     elif own is None:
         _measure_part(item, place, measure)
 
