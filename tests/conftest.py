@@ -7,6 +7,7 @@ PgBouncer in transaction mode before that Postgres, with an entry for any databa
 databases are made directly, and everything else goes through it.
 """
 
+import logging
 import os
 import re
 import socket
@@ -257,6 +258,15 @@ def no_outer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("HEADRACE_", "OPENAI_")) and not name.startswith("HEADRACE_TEST_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """A command sends all logs to the standard error of its test, which is gone after that."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -210,7 +210,7 @@ async def test_a_lost_lease_cancels_the_call_and_ends_nothing(
 ) -> None:
     scripted.open.clear()
     (job_id,) = await jobs.add()
-    async with running_worker(lease_seconds=1.5):
+    async with running_worker(lease_seconds=4):
         await scripted.arrived(1)
         # Somebody else has it now.
         await pool.execute(
@@ -528,7 +528,7 @@ async def test_a_deadlock_costs_nobody_his_worker(pool: Pool, jobs: Jobs, script
     """A statement of the worker's that the server picks as a victim is made again."""
     scripted.open.clear()
     ids = sorted(await jobs.add(2, tenant=Tenant("one")))
-    async with running_worker(lease_seconds=1.5):
+    async with running_worker(lease_seconds=4):
         await scripted.arrived(2)
         async with pool.acquire() as connection, connection.transaction():
             await connection.execute("SET LOCAL deadlock_timeout = '1h'")

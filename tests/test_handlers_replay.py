@@ -9,13 +9,14 @@ from handler_stage import CHAT, QUICK, Application, Document, Summary, question
 from pydantic import BaseModel
 
 from headrace_producer import Headrace
-from headrace_shared.budgets import Budgets
+from headrace_shared.budgets import Budgets, Held, HoldRequest
 from headrace_shared.dispatch.dispatch import Dispatch
 from headrace_shared.errors import CallFailed
-from headrace_shared.ids import CallNumber, JobId, Run, WorkerId
+from headrace_shared.ids import CallNumber, JobId, WorkerId, hold_id
 from headrace_shared.job import JobState
 from headrace_shared.money import NanoUSD
 from headrace_shared.outcome import ErrorClass, Succeeded, WaitReason
+from headrace_shared.request import check_request
 from headrace_shared.store import checkpoints, claims, lost, runs
 from headrace_shared.store.money import BudgetPolicy, WindowKind
 from headrace_shared.store.pool import Pool
@@ -45,9 +46,16 @@ def application(monkeypatch: pytest.MonkeyPatch) -> Application:
 
 async def lose(jobs: Jobs, clock: Clock, job_id: JobId) -> None:
     """Take the row from its run, as the reaper does when a worker stood still for too long."""
-    before = (await jobs.row(job_id))["crashes"]
+
+    async def crashes() -> int:
+        # Locked: what the worker's own reaper does at this moment counts, or the next run is lost too.
+        row = await jobs.pool.fetchrow("SELECT crashes FROM headrace.jobs WHERE id = $1 FOR SHARE", job_id)
+        assert row is not None
+        return int(row["crashes"])
+
+    before = await crashes()
     # The worker's own heartbeat may come in between, and its own reaper too.
-    while (await jobs.row(job_id))["crashes"] == before:
+    while await crashes() == before:
         await clock.advance(2 * LEASE)
         await lost.reap(jobs.pool)
 
@@ -120,7 +128,7 @@ async def test_a_run_that_lost_its_row_is_told_apart_from_the_next(
         raise NotImplementedError
 
     job = await headrace.enqueue("stale", Document())
-    async with running_worker(handlers=application.with_handlers(stale), lease_seconds=1.5):
+    async with running_worker(handlers=application.with_handlers(stale), lease_seconds=4):
         await stop.reached.wait()
         await lose(jobs, clock, job.id)
         result = await job.result(timeout=PATIENCE)
@@ -174,11 +182,33 @@ async def test_a_step_is_done_once_and_comes_back_as_what_it_was(
     assert {(row["name"], row["run"]) for row in rows} == {("fetch", 1), ("pair", 1), ("", 2)}
 
 
+FROZEN = WorkerId("frozen")
+
+
+async def ask_and_freeze(headrace: Headrace, jobs: Jobs, budgets: Budgets) -> runs.Conclusion:
+    """Let a worker make the one call of a job and freeze; return what it writes down when it goes on."""
+    able = claims.Abilities(endpoints=("handler:late",))
+    handle = await headrace.enqueue("late", Document())
+    (job,) = (await claims.claim_jobs(jobs.pool, [handle.id], FROZEN, LEASE, abilities=able)).jobs
+    call, scopes, amount = CallNumber(1), ("global", "tenant:default"), NanoUSD(10**6)
+    (held,) = await budgets.hold([HoldRequest(hold_id(job.id, job.run, call), amount, scopes)])
+    assert isinstance(held, Held)
+    model, digest = "gpt-4o-mini", check_request(CHAT, question(), max_body_bytes=10**6).digest
+    intent = runs.Intent(
+        job.id, job.run, call, "openai", model, held.id, amount, held.at, scopes, "test", CHAT, "only", digest
+    )
+    assert await runs.open_calls(jobs.pool, held.epoch, [intent])
+    answer = completion().body
+    return runs.Conclusion(job.id, job.run, call, "answered", timedelta(0), status=200, answer=answer)
+
+
 async def test_a_late_answer_is_found_by_the_run_that_was_about_to_ask_again(
     headrace: Headrace,
     jobs: Jobs,
     scripted: ScriptedProvider,
     application: Application,
+    budgets: Budgets,
+    *,
     clock: Clock,
 ) -> None:
     runs_begun: list[int] = []
@@ -193,29 +223,17 @@ async def test_a_late_answer_is_found_by_the_run_that_was_about_to_ask_again(
         answer = await ctx.llm(CHAT, question(), name="only")
         return Summary(text=f"{answer.text} {answer.replayed}")
 
-    scripted.open.clear()
-    job = await headrace.enqueue("late", Document())
+    late_answer = await ask_and_freeze(headrace, jobs, budgets)
+    await clock.advance(2 * LEASE)
     async with running_worker(handlers=application.with_handlers(late), lease_seconds=LEASE.total_seconds()):
-        await scripted.arrived(1)
-        await lose(jobs, clock, job.id)
         await second.wait()
-        # As a frozen worker writes down what it was answered, once it goes on.
-        late_answer = runs.Conclusion(
-            JobId(job.id),
-            Run(1),
-            CallNumber(1),
-            "answered",
-            timedelta(0),
-            status=200,
-            answer=completion().body,
-        )
-        await runs.finish(jobs.pool, WorkerId("frozen"), 1, conclusions=[late_answer], attempts=[], ends=[])
+        await runs.finish(jobs.pool, FROZEN, 1, conclusions=[late_answer], attempts=[], ends=[])
         ask_again.set()
-        result = await job.result(timeout=PATIENCE)
+        result = await headrace.result(late_answer.job_id, timeout=PATIENCE)
     assert result.parse(Summary).text == "Hello True"
-    assert runs_begun == [1, 2, 3]
-    assert len(scripted.requests) == 1
-    assert [(row["run"], row["state"]) for row in await jobs.calls(job.id)] == [(1, "answered")]
+    assert runs_begun == [2, 3]
+    assert scripted.requests == []
+    assert [(row["run"], row["state"]) for row in await jobs.calls(late_answer.job_id)] == [(1, "answered")]
     assert await jobs.spend() == await jobs.ledger()
 
 

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -38,14 +37,6 @@ HARMLESS = [
     "postgresql://user@db.example.com:5432/headrace",
     "OPENAI_API_KEY is not set: put the secret into this environment variable",
 ]
-
-
-@pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
 
 
 def logger_to(stream: io.StringIO, log_format: LogFormat | None = None) -> logging.Logger:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 import pytest
 from worker_processes import worker
@@ -16,6 +17,7 @@ from headrace_shared.outcome import WaitReason
 from headrace_shared.store import flights
 from headrace_shared.store.flights import Passenger
 from headrace_shared.store.pool import Pool
+from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.jobs import eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
 from headrace_workers.reaper import Reaper
@@ -120,8 +122,9 @@ async def test_cancelling_the_leader_promotes_one_of_the_others(
     headrace: Headrace, pool: Pool, silent: ScriptedProvider
 ) -> None:
     jobs = await ask(headrace, 5)
-    async with running_worker(lease_seconds=1):
+    async with running_worker(lease_seconds=4):
         await followers(pool, 4)
+        await silent.arrived(1)
         first = await leader_of(pool)
         await headrace.cancel(str(first))
         await silent.arrived(2)
@@ -193,17 +196,19 @@ async def test_what_nobody_landed_the_reaper_lands(headrace: Headrace, pool: Poo
 
 
 async def test_many_at_once_over_several_processes_are_one_call_and_two_if_the_leader_is_killed(
-    headrace: Headrace, pool: Pool, silent: ScriptedProvider
+    headrace: Headrace, pool: Pool, silent: ScriptedProvider, clock: Clock
 ) -> None:
     jobs = await ask(headrace, 300)
     async with contextlib.AsyncExitStack() as stack:
-        workers = [await stack.enter_async_context(worker()) for _ in range(4)]
+        workers = [await stack.enter_async_context(worker(lease_seconds=600)) for _ in range(4)]
         await followers(pool, 299)
-        assert len(silent.requests) == 1
+        await silent.arrived(1)
         row = await pool.fetchrow("SELECT worker FROM headrace.jobs WHERE id = $1", await leader_of(pool))
         assert row is not None
         (its,) = [process for process in workers if f"-{process.pid}-" in row["worker"]]
         its.kill()
+        await its.wait()
+        await clock.advance(timedelta(seconds=601))
         await silent.arrived(2)
         silent.open.set()
         results = await asyncio.gather(*(job.result() for job in jobs))

@@ -17,7 +17,8 @@ RUNNER = (
 )
 HEADRACE = (sys.executable, "-c", RUNNER)
 ARQ = (str(Path(sys.executable).with_name("arq")), "headrace_workers.WorkerSettings")
-LEASE_SECONDS = 2
+LEASE_SECONDS = 6
+"""So long that no process is without a processor for it, however many share one."""
 
 
 @asynccontextmanager
