@@ -24,6 +24,7 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 from command_line import Command, write_requests
+from hypothesis import HealthCheck, settings
 
 from headrace_producer import Headrace
 from headrace_shared import ids
@@ -43,6 +44,11 @@ from headrace_workers.reaper import Reaper
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a file system, and no name of a file
 _ENOUGH = 6 * 2**30
+
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("headrace", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headrace")
 
 
 def pytest_configure() -> None:

@@ -47,7 +47,6 @@ def names_of(moment: datetime, zone: str) -> set[str]:
 
 @settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

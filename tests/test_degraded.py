@@ -344,7 +344,6 @@ AMOUNTS = st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["a", "b"])), m
 
 @settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -185,7 +185,6 @@ async def spender(pool: Pool) -> Spender:
 @settings(
     max_examples=25,
     derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(found=st.lists(damages().filter(lambda damage: not damage.lies), min_size=1, max_size=4))

@@ -267,7 +267,6 @@ def test_in_any_order_of_events_every_job_ends_once_and_is_paid_once(
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=30,
-            deadline=None,
             derandomize=True,
             phases=PHASES,
             report_multiple_bugs=False,
