@@ -1,8 +1,10 @@
 """A claim is a run and a lease; who loses it can end nothing, and what it held comes back."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import TypeAlias
 
 import pytest
 
@@ -14,7 +16,7 @@ from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import CallNumber, JobId, RouteName, Run, Tenant, WorkerId, hold_id, new_job_id
 from headrace_shared.job import ClaimedJob, JobState, Queue
 from headrace_shared.money import NanoUSD
-from headrace_shared.outcome import ErrorClass, Snoozed, Succeeded, WaitReason
+from headrace_shared.outcome import ErrorClass, Outcome, Snoozed, Succeeded, WaitReason
 from headrace_shared.scopes import GLOBAL, scopes_of
 from headrace_shared.settings import load_settings
 from headrace_shared.store import claims, lost, runs
@@ -26,6 +28,7 @@ from headrace_shared.testing.jobs import LANE, MODEL, TENANT, Jobs, eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider
 from headrace_shared.usage import Usage
 from headrace_workers.configured import Configured
+from headrace_workers.finisher import Finish, Finisher
 from headrace_workers.heartbeat import Heartbeat
 from headrace_workers.leases import Leases
 from headrace_workers.reaper import Reaper
@@ -228,23 +231,57 @@ async def test_a_lost_lease_cancels_the_call_and_ends_nothing(
     assert await jobs.spend() == await jobs.ledger()
 
 
+Lost: TypeAlias = asyncio.Queue[tuple[JobId, WaitReason | ErrorClass]]
+
+
+async def heartbeat_of(doomed: Doomed, running: dict[JobId, ClaimedJob], lost: Lost) -> Heartbeat:
+    return Heartbeat(
+        doomed.pool,
+        doomed.jobs.dispatch,
+        DEAD,
+        shortest_lease=lambda: min(job.lease for job in running.values()),
+        running=running,
+        interrupt=lambda job_id, reason: lost.put_nowait((job_id, reason)),
+        introduce=lambda: ("host", 1, ("default",)),
+        follow=(await Configured.load(doomed.pool)).follow,
+        leases=Leases(),
+    )
+
+
+async def test_a_run_that_ends_during_a_heartbeat_is_neither_renewed_nor_lost(
+    doomed: Doomed, jobs: Jobs, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = [await doomed.claim(job_id) for job_id in await jobs.add(3)]
+    running, lost = {job.id: job for job in (first, second, third)}, Lost()
+    finisher = Finisher(doomed.pool, jobs.dispatch, doomed.budgets, DEAD, running)
+    heartbeat = claims.heartbeat
+
+    async def end(job: ClaimedJob, outcome: Outcome) -> None:
+        end = RunEnd(job.id, job.run, outcome, 0)
+        assert await finisher.submit(Finish(Entry(QUEUE, job.id), None, None, None, end))
+        await finisher.drain()
+
+    async def in_between(pool: Pool, held: Sequence[ClaimedJob]) -> Sequence[claims.Kept]:
+        await end(first, Snoozed(timedelta(hours=1), WaitReason.RETRY))
+        kept = await heartbeat(pool, held)
+        await end(second, Snoozed(timedelta(hours=1), WaitReason.RETRY))
+        return kept
+
+    monkeypatch.setattr(claims, "heartbeat", in_between)
+    await (await heartbeat_of(doomed, running, lost)).beat()
+    assert list(running) == [third.id]
+    assert lost.empty()
+    left = [await lease_in_redis(redis, job.id) for job in (first, second, third)]
+    assert [one is not None and one > LEASE.total_seconds() + 1 for one in left] == [True, True, False]
+
+
 async def test_leases_that_cannot_be_renewed_in_time_are_lost(
-    postgres_url: str, pool: Pool, dispatch: Dispatch, jobs: Jobs, doomed: Doomed
+    postgres_url: str, pool: Pool, jobs: Jobs, doomed: Doomed
 ) -> None:
     (job_id,) = await jobs.add()
     job = await doomed.claim(job_id)
-    lost: asyncio.Queue[tuple[JobId, WaitReason | ErrorClass]] = asyncio.Queue()
-    heartbeat = Heartbeat(
-        pool,
-        dispatch,
-        DEAD,
-        shortest_lease=lambda: timedelta(seconds=1),
-        running={job_id: replace(job, lease=timedelta(seconds=1))},
-        interrupt=lambda job_id, reason: lost.put_nowait((job_id, reason)),
-        introduce=lambda: ("host", 1, ("default",)),
-        follow=(await Configured.load(pool)).follow,
-        leases=Leases(),
-    )
+    lost = Lost()
+    heartbeat = await heartbeat_of(doomed, {job_id: replace(job, lease=timedelta(seconds=1))}, lost)
     # The store hangs: it neither answers nor refuses.
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE headrace.workers IN ACCESS EXCLUSIVE MODE")

@@ -1,6 +1,8 @@
 """Claiming: as many as there are slots, nobody's lease, fairly, and whatever lies in the queues."""
 
+import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pickle import dumps
 from uuid import UUID, uuid4
@@ -8,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.connection import Argument, Redis
+from headrace_shared.dispatch.connection import Argument, Redis, Script
 from headrace_shared.dispatch.dispatch import Claim, Dispatch, Entry
 from headrace_shared.ids import JobId, Lane, RouteName, Tenant, new_job_id
 from headrace_shared.job import Queue
@@ -77,6 +79,53 @@ async def test_a_renewed_lease_holds_on_and_a_missing_one_is_taken_again(
     assert (await claim(dispatch, 5)).entries == []
     await clock.advance(LEASE)
     assert set((await claim(dispatch, 5)).entries) == set(claimed)
+
+
+async def test_what_ends_during_a_renewal_is_not_leased_again(
+    dispatch: Dispatch, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push(dispatch, entries(queue(), 2))
+    renewed, ends = (await claim(dispatch, 5)).entries
+    under_way, go_on = asyncio.Event(), asyncio.Event()
+    evaluate = Redis.evaluate
+
+    async def slow(redis: Redis, what: Script, *given: Sequence[Argument]) -> object:
+        if what.name == "renew":
+            under_way.set()
+            await go_on.wait()
+        return await evaluate(redis, what, *given)
+
+    monkeypatch.setattr(Redis, "evaluate", slow)
+    renewing = asyncio.create_task(dispatch.renew([(renewed, LEASE), (ends, LEASE)]))
+    await under_way.wait()
+    finishing = asyncio.create_task(dispatch.finish([(ends, None)]))
+    # Long enough for it to overtake.
+    await asyncio.wait([finishing], timeout=0.2)
+    go_on.set()
+    await asyncio.gather(renewing, finishing)
+    left = await command(redis, "ZRANGE", keys.QUEUE + keys.queue_name(queue()), 0, -1)
+    assert left == [str(renewed.id).encode()]
+    assert await command(redis, "ZRANGE", keys.RUNNING + "tenant:acme", 0, -1) == left
+
+
+@pytest.mark.parametrize("told", ["before", "after"])
+async def test_an_id_that_is_woken_is_due_whether_it_was_put_back_by_then_or_not(
+    dispatch: Dispatch, redis: Redis, told: str
+) -> None:
+    await push(dispatch, entries(queue(), 1))
+    (entry,) = (await claim(dispatch, 5)).entries
+    if told == "before":
+        await dispatch.wake([entry])
+        # Its run goes on: nobody else may have it.
+        assert (await claim(dispatch, 5)).entries == []
+    await dispatch.finish([(entry, timedelta(minutes=1))])
+    if told == "after":
+        assert (await claim(dispatch, 5)).entries == []
+        await dispatch.wake([entry])
+    assert (await claim(dispatch, 5)).entries == [entry]
+    await dispatch.finish([(entry, timedelta(minutes=1))])
+    assert (await claim(dispatch, 5)).entries == []
+    assert await command(redis, "EXISTS", keys.WOKEN) == 0
 
 
 @pytest.mark.parametrize("slots", [1, 4, 13, 100])

@@ -63,6 +63,7 @@ NAMES = {
     keys.PARKED: (QUEUE,),
     keys.GATES: ("global|pause", "global|breaker", f"route:{MODEL}|budget", "tenant:acme|budget"),
     keys.PROBING: ("0190b1f2-7d2a-7c3e-9f10-3b5a6c7d8e9f",),
+    keys.WOKEN: ("0190b1f2-7d2a-7c3e-9f10-3b5a6c7d8e9f",),
     keys.DEEP: (QUEUE,),
     keys.HUNGRY: (QUEUE,),
     keys.LANES: (LANE, "served", f"floor:{LANE}"),

@@ -11,10 +11,10 @@ from worker_processes import worker
 from headrace_producer import Headrace, JobRequest
 from headrace_producer.client import JobHandle
 from headrace_shared.errors import InvalidRequest, JobFailed
-from headrace_shared.ids import JobId, Run, Tenant
+from headrace_shared.ids import JobId, Run, Tenant, WorkerId
 from headrace_shared.job import JobState
-from headrace_shared.outcome import WaitReason
-from headrace_shared.store import flights
+from headrace_shared.outcome import Snoozed, WaitReason
+from headrace_shared.store import claims, flights, runs
 from headrace_shared.store.flights import Passenger
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
@@ -26,6 +26,7 @@ from headrace_workers.testing import running_worker
 pytestmark = pytest.mark.usefixtures("environment")
 
 CHAT = "/v1/chat/completions"
+WORKER = WorkerId("w")
 
 
 def question(text: str = "What is a headrace?", **more: float) -> Mapping[str, object]:
@@ -177,6 +178,26 @@ async def test_a_leader_that_waits_gives_its_place_away(headrace: Headrace, pool
     (promoted,) = await flights.land(pool, [first.id])
     assert (promoted.id, promoted.state) == (second.id, JobState.QUEUED)
     assert await flights.join(pool, [passenger(first)]) == {first.id}
+
+
+async def test_a_follower_that_is_promoted_before_it_waits_goes_on_at_once(
+    headrace: Headrace, pool: Pool
+) -> None:
+    first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
+    (job,) = (await claims.claim_jobs(pool, [JobId(second.id)], WORKER, timedelta(minutes=1))).jobs
+    assert await flights.join(pool, [passenger(first)]) == set()
+    here = Passenger(job.id, job.run, job.queue.tenant, passenger(first).digest)
+    assert await flights.join(pool, [here]) == {second.id}
+    await headrace.cancel(first.id)
+    (promoted,) = await flights.land(pool, [first.id])
+    assert (promoted.id, promoted.state) == (second.id, JobState.RUNNING)
+    end = runs.RunEnd(job.id, job.run, Snoozed(timedelta(minutes=1), WaitReason.FLIGHT), 0)
+    await runs.finish(pool, WORKER, 1, conclusions=[], attempts=[], ends=[end])
+    row = await pool.fetchrow(
+        "SELECT state, waiting_for, run_at <= headrace.now() AS due FROM headrace.jobs WHERE id = $1", job.id
+    )
+    assert row is not None
+    assert tuple(row) == ("queued", None, True)
 
 
 async def test_a_leader_that_tries_again_soon_leads_on(headrace: Headrace, pool: Pool) -> None:

@@ -245,8 +245,8 @@ class Budgets:
         """Jobs that were put back until a window turns may fit by now: they try again."""
         dispatch = Dispatch(self._redis)
         while woken := await money.wake_waiters(self._database, scope, limit=_PAGE):
-            entries = [(Entry(queue, job_id), timedelta(0)) for job_id, queue in woken]
-            await dispatch.push(entries, overwrite=True)
+            entries = [Entry(queue, job_id) for job_id, queue in woken]
+            await dispatch.wake(entries)
             if len(woken) < _PAGE:
                 return
 

@@ -99,13 +99,14 @@ class Finisher:
         dispatch: Dispatch,
         budgets: Budgets,
         worker: WorkerId,
-        running: Mapping[JobId, ClaimedJob],
+        running: dict[JobId, ClaimedJob],
     ) -> None:
         self._pool = pool
         self._dispatch = dispatch
         self._budgets = budgets
         self._landing = Landing(pool, dispatch)
         self._worker = worker
+        self._running = running
         self._shard = 1 + zlib.crc32(worker.encode()) % _SHARDS
         self._commits = Batcher(
             self._commit,
@@ -152,8 +153,16 @@ class Finisher:
                 pause = min(2 * pause, _MAX_PAUSE)
             else:
                 written = [_written(one, finished) for one in batch]
+                self._forget([one.end for one in batch if one.end])
                 self._follow(written)
                 return written
+
+    def _forget(self, ends: Sequence[RunEnd]) -> None:
+        """Let no heartbeat renew what has ended: its id is taken out, or put back, from here on."""
+        for end in ends:
+            job = self._running.get(end.job_id)
+            if job is not None and job.run == end.run:
+                del self._running[end.job_id]
 
     def _follow(self, batch: Sequence[_Written]) -> None:
         """Start what follows the commit, the money and the queue; nobody has to wait for it."""
@@ -192,15 +201,13 @@ class Finisher:
         changed = [one.finish.entry.id for one in refused if one.finish.refused_under != epoch]
         if changed:
             woken = await money.wake(self._pool, changed)
-            entries = [(Entry(queue, job_id), timedelta(0)) for job_id, queue in woken]
-            await self._dispatch.push(entries, overwrite=True)
+            await self._dispatch.wake([Entry(queue, job_id) for job_id, queue in woken])
 
     async def _correct(self, late: Sequence[JobId]) -> None:
         """Count anew after bills that came late, and let the jobs that they answer end."""
         await self._budgets.rebuild()
         answered = await runs.hasten(self._pool, late)
-        entries = [(Entry(queue, job_id), timedelta(0)) for job_id, queue in answered]
-        await self._dispatch.push(entries, overwrite=True)
+        await self._dispatch.wake([Entry(queue, job_id) for job_id, queue in answered])
 
 
 def _weigh(finish: Finish) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import JobId
@@ -33,9 +32,9 @@ class Landing:
         if not landed:
             return
         heirs = [one for one in landed if one.state is JobState.QUEUED]
-        promoted = [(Entry(one.queue, one.id), timedelta(0)) for one in heirs]
+        promoted = [Entry(one.queue, one.id) for one in heirs]
         ended = [(Entry(one.queue, one.id), None) for one in landed if one.state.ended]
-        await asyncio.gather(self._dispatch.push(promoted, overwrite=True), self._dispatch.finish(ended))
+        await asyncio.gather(self._dispatch.wake(promoted), self._dispatch.finish(ended))
 
     async def land_lost(self) -> None:
         """Land what its worker did not live to land, or what somebody else than a worker ended."""

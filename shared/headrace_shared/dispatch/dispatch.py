@@ -4,6 +4,7 @@ What is here is a copy of what Postgres knows, made for speed; every id in it is
 against its row before anything is done with it.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -123,6 +124,7 @@ class Dispatch:
     def __init__(self, redis: Redis, *, window: int = WINDOW) -> None:
         self.redis = redis
         self._window = window
+        self._renewal = asyncio.Lock()
 
     async def push(
         self,
@@ -142,6 +144,13 @@ class Dispatch:
         known: Argument = "replace" if overwrite else "keep"
         if pull_beyond is not None and not overwrite:
             known = milliseconds(pull_beyond)
+        await self._push(entries, known)
+
+    async def wake(self, entries: Sequence[Entry]) -> None:
+        """Let waiting ids be due at once; one whose run has still to be finished is when that is done."""
+        await self._push([(entry, timedelta(0)) for entry in entries], "wake")
+
+    async def _push(self, entries: Sequence[tuple[Entry, timedelta]], known: Argument) -> None:
         calls: dict[str, list[Argument]] = {}
         for entry, delay in entries:
             name = keys.queue_name(entry.queue)
@@ -195,11 +204,16 @@ class Dispatch:
         return Claim(entries, wait, foreign)
 
     async def renew(self, entries: Sequence[tuple[Entry, timedelta]]) -> None:
-        """Lease ids again whose rows are still owned; one that went missing is taken again."""
+        """Lease ids again whose rows are still owned; one that went missing is taken again.
+
+        What is finished from here meanwhile waits: an id that was taken out or put back must not be
+        leased after that for nobody.
+        """
         args: list[Argument] = []
         for entry, lease in entries:
             args += (keys.queue_name(entry.queue), str(entry.id), milliseconds(lease))
-        await self.redis.evaluate(_RENEW, (), args)
+        async with self._renewal:
+            await self.redis.evaluate(_RENEW, (), args)
 
     async def _put_in_place(self, terms: Terms) -> None:
         args: list[Argument] = [terms.version]
@@ -231,6 +245,8 @@ class Dispatch:
             args += (keys.queue_name(entry.queue), str(entry.id), left, costs.get(entry, _NO_COST))
         for entry in costs.keys() - {entry for entry, _ in entries}:
             args += (keys.queue_name(entry.queue), str(entry.id), _RUNS_ON, costs[entry])
+        async with self._renewal:
+            pass
         # A Lua call takes some thousands of values: all that follow one answer may end at once.
         for begin in range(0, len(args), _FINISHED_AT_ONCE):
             await self.redis.evaluate(_FINISH, (), args[begin : begin + _FINISHED_AT_ONCE])

@@ -114,6 +114,9 @@ TURN = "headrace:turn:"
 WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, its gate opens, or there may be room again."""
 
+WOKEN = "headrace:woken"
+"""SET of ids that are due as soon as the run is finished that holds them."""
+
 
 _KEYED = "\0"
 

@@ -40,7 +40,8 @@ RETURNING job_id, call;
 -- name: finish
 -- One transaction for a batch: calls are concluded (whoever owns the job by now: a bill is
 -- a bill), attempts recorded, spend booked, and the jobs that are still owned are ended or
--- put back. The ids that come back are those.
+-- put back. The ids that come back are those. One that would wait for another job, and was given its
+-- place meanwhile (headrace.land), goes on at once.
 WITH moment AS MATERIALIZED (
     SELECT headrace.now() AS now, 'running' AS running
 ), conclusion AS MATERIALIZED (
@@ -97,9 +98,11 @@ UPDATE headrace.jobs AS j SET
     attempts = e.attempts,
     error_class = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled' ELSE e.error_class END,
     error = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled while it ran' ELSE e.error END,
-    waiting_for = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN NULL ELSE e.waiting_for END,
+    waiting_for = CASE WHEN (e.state = 'queued' AND j.cancel_requested) OR (e.waiting_for = 'flight' AND j.follows IS NULL)
+                  THEN NULL ELSE e.waiting_for END,
     result_run = e.result_run, result_call = e.result_call,
-    run_at = CASE e.state WHEN 'queued' THEN moment.now + make_interval(secs => e.delay) ELSE j.run_at END,
+    run_at = CASE WHEN e.state <> 'queued' THEN j.run_at WHEN e.waiting_for = 'flight' AND j.follows IS NULL THEN moment.now
+             ELSE moment.now + make_interval(secs => e.delay) END,
     ended_at = CASE WHEN e.state = 'queued' AND NOT j.cancel_requested THEN NULL ELSE moment.now END,
     lease_until = NULL, worker = NULL
 FROM moment, unnest($25::uuid[], $26::int[], $27::text[], $28::int[], $29::text[], $30::text[], $31::text[],

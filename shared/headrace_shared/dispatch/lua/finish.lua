@@ -69,12 +69,14 @@ local function end_turn_of_probe(id)
     if till and redis.call('HGET', GATES, gate) == till then shut(gate, math.min(tonumber(till), now + AFTER_A_PROBE)) end
 end
 
-local any_probe = redis.call('EXISTS', PROBING) == 1
+local any_probe, any_woken = redis.call('EXISTS', PROBING) == 1, redis.call('EXISTS', WOKEN) == 1
 for i = 1, #ARGV, 4 do
     local queue, id, delay, cost = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
     if cost >= 0 then book(queue, delay, cost) end
     if delay ~= -2 then release(queue, id) end
     if any_probe and delay ~= -2 then end_turn_of_probe(id) end
+    -- It was told to go on before it was known here that it waits (push.lua).
+    if any_woken and delay ~= -2 and redis.call('SREM', WOKEN, id) == 1 then delay = math.min(delay, 0) end
     if delay == -1 then
         redis.call('ZREM', Q .. queue, id)
         redis.call('PUBLISH', 'headrace:ended:' .. id, '1')

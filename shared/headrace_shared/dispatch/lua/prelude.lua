@@ -1,7 +1,7 @@
 -- What every script begins with: the one clock, the names of keys, and how values in them are read.
 local Q, ACTIVE, BELL = 'headrace:queue:', 'headrace:active:', 'headrace:bell:'
 local WAITING, LANES, PARKED = 'headrace:waiting', 'headrace:lanes', 'headrace:parked'
-local GATES, PROBING = 'headrace:gates', 'headrace:probing'
+local GATES, PROBING, WOKEN = 'headrace:gates', 'headrace:probing', 'headrace:woken'
 local DEEP, HUNGRY, FEEDER_BELL, FED = 'headrace:deep', 'headrace:hungry', 'headrace:bell-feeder', 'headrace:fed'
 local BREAKER, CLOCK = 'headrace:breaker:', 'headrace:clock'
 local LIMITS, LIMITER, PERMITS = 'headrace:limits', 'headrace:limiter:', 'headrace:permits:'

@@ -1,16 +1,23 @@
 -- Put ids into a queue: those that its window has room for; the rest waits in Postgres.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: queue, window, what becomes of an id that is there (`keep`: it stays as it is; `replace`: it
---       gets the new time; or milliseconds: it gets the new time if it is due later than so much from
---       now), then id, delay in ms, ...
+--       gets the new time; `wake`: so it does, but one that is leased does when its run ends; or
+--       milliseconds: it gets the new time if it is due later than so much from now), then id, delay in ms, ...
 -- Returns how many were taken. A window that is full marks its queue as deep: there may be more.
 local queue, window, known_ones = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now, key = now_ms(), Q .. ARGV[1]
+local WOKEN_MS = 60000
 -- No lease ends later than this; an id that does is one whose row is due earlier than it says.
 local latest = tonumber(known_ones) and now + tonumber(known_ones)
 
 local function is_replaced(score)
-    return known_ones == 'replace' or latest and tonumber(score) > latest
+    return known_ones == 'replace' or known_ones == 'wake' or latest and tonumber(score) > latest
+end
+
+-- The row says that it waits, or need not wait any more, and its run has not said so here yet (finish.lua).
+local function has_still_to_end(id)
+    local till = known_ones == 'wake' and redis.call('ZSCORE', RUNNING .. cap_of(tenant_of(queue)), id)
+    return till and tonumber(till) > now
 end
 
 -- What is due has room of its own: ids that wait for later, or are leased, do not starve it.
@@ -21,7 +28,10 @@ for i = 4, #ARGV, 2 do
     local id, due = ARGV[i], now + tonumber(ARGV[i + 1])
     local known = redis.call('ZSCORE', key, id)
     local later = due > now
-    if known or (later and room_later or room_now) > 0 then
+    if known and has_still_to_end(id) then
+        redis.call('SADD', WOKEN, id)
+        redis.call('PEXPIRE', WOKEN, WOKEN_MS)
+    elseif known or (later and room_later or room_now) > 0 then
         if not known then
             if later then room_later = room_later - 1 else room_now = room_now - 1 end
         end
