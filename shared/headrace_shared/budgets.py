@@ -42,6 +42,7 @@ _HOLD = Script.load("hold", counts_money=True)
 _SETTLE = Script.load("settle", counts_money=True)
 _EXPIRED = Script.load("expired_holds", counts_money=True)
 _REBUILD = Script.load("rebuild", counts_money=True)
+_OUTDATE = Script.load("outdate_money", counts_money=True)
 _REBUILD_TURN = Script.load("rebuild_turn")
 _FORGET = Script.load("forget_money")
 _BEGIN = Script.load("begin_budget", counts_money=True)
@@ -335,8 +336,10 @@ class Budgets:
         # Who cannot write there must not end an epoch without Redis.
         await self._redis.check_writable()
         # The order is the proof: the epoch is raised and committed before the ledger is read, so
-        # that every intent that was accepted before is visible to the read that follows.
+        # that every intent that was accepted before is visible to the read that follows. So is the
+        # end of every call that was settled under the counters of before: from then on none is.
         epoch = await money.raise_epoch(self._database)
+        await self._redis.evaluate(_OUTDATE, (), [epoch])
         read = await money.counters(self._database)
         await self._redis.check()
         run_id = self._redis.run_id
