@@ -89,11 +89,13 @@ async def test_what_ends_during_a_renewal_is_not_leased_again(
     under_way, go_on = asyncio.Event(), asyncio.Event()
     evaluate = Redis.evaluate
 
-    async def slow(redis: Redis, what: Script, *given: Sequence[Argument]) -> object:
+    async def slow(
+        redis: Redis, what: Script, names: Sequence[str] = (), values: Sequence[Argument] = ()
+    ) -> object:
         if what.name == "renew":
             under_way.set()
             await go_on.wait()
-        return await evaluate(redis, what, *given)
+        return await evaluate(redis, what, names, values)
 
     monkeypatch.setattr(Redis, "evaluate", slow)
     renewing = asyncio.create_task(dispatch.renew([(renewed, LEASE), (ends, LEASE)]))
