@@ -14,7 +14,8 @@ from headrace_shared.dispatch.connection import Redis
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import JobId, Lane, RouteName, Tenant, WorkerId, new_job_id
 from headrace_shared.job import JobState, Queue
-from headrace_shared.store import feed
+from headrace_shared.outcome import Snoozed, WaitReason
+from headrace_shared.store import claims, feed, runs
 from headrace_shared.store.pool import Pool
 from headrace_shared.testing.behaviour import Behaviour
 from headrace_shared.testing.clock import Clock, script
@@ -27,6 +28,7 @@ from headrace_workers.testing import running_worker
 
 pytestmark = [pytest.mark.conformance, pytest.mark.usefixtures("environment")]
 
+WORKER = WorkerId("w")
 QUEUE = Queue(LANE, RouteName(MODEL), TENANT)
 MINUTE = timedelta(minutes=1)
 LEASE = timedelta(seconds=30)
@@ -186,6 +188,31 @@ async def test_what_runs_is_not_fed(pool: Pool, redis: Redis, dispatch: Dispatch
     )
     await Feeder(pool, dispatch, listen_url=None).turn()
     assert await window(redis) == [str(queued)]
+
+
+async def test_what_ends_while_a_wiped_dispatch_is_filled_is_leased_for_nobody(
+    pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ends, runs_on) = [
+        (await claims.claim_jobs(pool, [one], WORKER, LEASE)).jobs[0] for one in await jobs.add(2)
+    ]
+    read = feed.running_jobs
+
+    async def overtaken(pool: Pool) -> list[tuple[Entry, timedelta]]:
+        running = await read(pool)
+        monkeypatch.setattr(feed, "running_jobs", read)
+        end = runs.RunEnd(ends.id, ends.run, Snoozed(MINUTE, WaitReason.RETRY), 0)
+        await runs.finish(pool, WORKER, 1, conclusions=[], attempts=[], ends=[end])
+        await dispatch.finish([(Entry(QUEUE, ends.id), MINUTE)])
+        return running
+
+    await redis.evaluate(script("return redis.call('FLUSHDB')"))
+    monkeypatch.setattr(feed, "running_jobs", overtaken)
+    await Feeder(pool, dispatch, listen_url=None).turn()
+    caps = await redis.evaluate(
+        script("return redis.call('ZRANGE', ARGV[1], 0, -1)"), (), [f"{keys.RUNNING}tenant:{TENANT}"]
+    )
+    assert caps == [str(runs_on.id).encode()]
 
 
 async def test_every_queue_is_seen(pool: Pool, redis: Redis, dispatch: Dispatch, jobs: Jobs) -> None:

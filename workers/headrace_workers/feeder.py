@@ -69,8 +69,7 @@ class Feeder:
                 )
             else:
                 _logger.info("the dispatch is new, and there are no jobs yet")
-            # What runs is counted before anything is claimed that a cap allows only because of the loss.
-            await self._dispatch.begin_afresh(await feed.running_jobs(self._pool))
+            await self._begin_afresh()
         # Before any queue is filled whose jobs are to stay in it.
         await self._pauses.put_in_place()
         queues = await feed.due_queues(self._pool)
@@ -79,6 +78,14 @@ class Feeder:
         fed = await self._feed(short)
         took = timedelta(seconds=time.monotonic() - began)
         return INTERVAL if fed or len(queues) <= 1 else min(max(INTERVAL, _DUTY * took), _MAX_REST)
+
+    async def _begin_afresh(self) -> None:
+        # What runs is counted before anything is claimed that a cap allows only because of the loss.
+        running = await feed.running_jobs(self._pool)
+        await self._dispatch.begin_afresh(running)
+        # What ended meanwhile has been leased for nobody. Whoever claims it sees what its row says.
+        still = {entry for entry, _ in await feed.running_jobs(self._pool)}
+        await self._dispatch.finish([(entry, _NO_DELAY) for entry, _ in running if entry not in still])
 
     async def _feed(self, queues: Sequence[Queue]) -> bool:
         """Fill windows; say whether a queue may hold more than was moved."""
