@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,8 +10,10 @@ from worker_processes import worker
 
 from headrace_producer import Headrace, JobRequest
 from headrace_producer.client import JobHandle
+from headrace_shared.budgets import Budgets
+from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.errors import InvalidRequest, JobFailed
-from headrace_shared.ids import JobId, Run, Tenant, WorkerId
+from headrace_shared.ids import JobId, Lane, Run, Tenant, WorkerId
 from headrace_shared.job import JobState
 from headrace_shared.outcome import Snoozed, WaitReason
 from headrace_shared.store import claims, flights, runs
@@ -20,6 +22,8 @@ from headrace_shared.store.pool import Pool
 from headrace_shared.testing.clock import Clock
 from headrace_shared.testing.jobs import eventually
 from headrace_shared.testing.scripted_provider import ScriptedProvider, completion, refusal
+from headrace_workers.finisher import Finish, Finisher
+from headrace_workers.landing import Landing
 from headrace_workers.reaper import Reaper
 from headrace_workers.testing import running_worker
 
@@ -27,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("environment")
 
 CHAT = "/v1/chat/completions"
 WORKER = WorkerId("w")
+LEASE = timedelta(minutes=1)
 
 
 def question(text: str = "What is a headrace?", **more: float) -> Mapping[str, object]:
@@ -181,23 +186,28 @@ async def test_a_leader_that_waits_gives_its_place_away(headrace: Headrace, pool
 
 
 async def test_a_follower_that_is_promoted_before_it_waits_goes_on_at_once(
-    headrace: Headrace, pool: Pool
+    headrace: Headrace, pool: Pool, dispatch: Dispatch, budgets: Budgets
 ) -> None:
     first, second = sorted(await ask(headrace, 2), key=lambda job: job.id)
-    (job,) = (await claims.claim_jobs(pool, [JobId(second.id)], WORKER, timedelta(minutes=1))).jobs
+    entries = {one.id: one for one in await claim_ids(dispatch)}
+    (job,) = (await claims.claim_jobs(pool, [JobId(second.id)], WORKER, LEASE)).jobs
     assert await flights.join(pool, [passenger(first)]) == set()
     here = Passenger(job.id, job.run, job.queue.tenant, passenger(first).digest)
     assert await flights.join(pool, [here]) == {second.id}
     await headrace.cancel(first.id)
-    (promoted,) = await flights.land(pool, [first.id])
-    assert (promoted.id, promoted.state) == (second.id, JobState.RUNNING)
+    await Landing(pool, dispatch).land([first.id])
+    assert await leader_of(pool) == second.id
+    finisher = Finisher(pool, dispatch, budgets, WORKER, {})
     end = runs.RunEnd(job.id, job.run, Snoozed(timedelta(minutes=1), WaitReason.FLIGHT), 0)
-    await runs.finish(pool, WORKER, 1, conclusions=[], attempts=[], ends=[end])
-    row = await pool.fetchrow(
-        "SELECT state, waiting_for, run_at <= headrace.now() AS due FROM headrace.jobs WHERE id = $1", job.id
-    )
-    assert row is not None
-    assert tuple(row) == ("queued", None, True)
+    assert await finisher.submit(Finish(entries[job.id], None, None, None, end))
+    await finisher.drain()
+    assert await claim_ids(dispatch) == [entries[job.id]]
+    (again,) = (await claims.claim_jobs(pool, [job.id], WORKER, LEASE)).jobs
+    assert again.run == 2
+
+
+async def claim_ids(dispatch: Dispatch) -> Sequence[Entry]:
+    return (await dispatch.claim(10, {Lane("default"): 1}, LEASE, LEASE)).entries
 
 
 async def test_a_leader_that_tries_again_soon_leads_on(headrace: Headrace, pool: Pool) -> None:

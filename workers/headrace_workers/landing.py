@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from headrace_shared.dispatch.dispatch import Dispatch, Entry
 from headrace_shared.ids import JobId
-from headrace_shared.job import JobState
 from headrace_shared.store import flights
 from headrace_shared.store.pool import Pool
 
@@ -31,8 +30,8 @@ class Landing:
         landed = await flights.land(self._pool, leaders)
         if not landed:
             return
-        heirs = [one for one in landed if one.state is JobState.QUEUED]
-        promoted = [Entry(one.queue, one.id) for one in heirs]
+        # One whose run has still to say that it waits is promoted as well.
+        promoted = [Entry(one.queue, one.id) for one in landed if not one.state.ended]
         ended = [(Entry(one.queue, one.id), None) for one in landed if one.state.ended]
         await asyncio.gather(self._dispatch.wake(promoted), self._dispatch.finish(ended))
 

@@ -40,7 +40,7 @@ class Passenger:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A job that ended with its leader, or (still queued) takes the leader's place."""
+    """A job that ended with its leader, or takes the leader's place: it waits, or is about to."""
 
     id: JobId
     queue: Queue
