@@ -47,7 +47,11 @@ _ENOUGH = 6 * 2**30
 
 
 # How long an example takes says more about the machine than about the code.
-settings.register_profile("headrace", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "headrace",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("headrace")
 
 
@@ -268,7 +272,7 @@ def no_outer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def root_logger() -> Iterator[None]:
-    """A command sends all logs to the standard error of its test, which is gone after that."""
+    """Put the root logger back: a command sends all logs to the standard error of its test alone."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -332,6 +332,13 @@ MORE = (
         "test_claim_and_lease.py::test_a_run_that_ends_during_a_heartbeat_is_neither_renewed_nor_lost",
     ),
     Mutation(
+        "what ended while a wiped Redis was filled is leased for nobody",
+        "workers/headrace_workers/feeder.py",
+        "[(entry, _NO_DELAY) for entry, _ in running if entry not in still]",
+        "[]",
+        "test_feeder.py::test_what_ends_while_a_wiped_dispatch_is_filled_is_leased_for_nobody",
+    ),
+    Mutation(
         "who is woken while his run is not finished yet is due when it is",
         "shared/headrace_shared/dispatch/lua/finish.lua",
         "if any_woken and delay ~= -2",

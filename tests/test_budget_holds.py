@@ -11,7 +11,7 @@ import pytest
 from headrace_shared import budgets as budgets_module
 from headrace_shared.budgets import HOLD_LEASE, Budgets, Held, HoldRequest, Settlement
 from headrace_shared.dispatch import keys
-from headrace_shared.dispatch.connection import Redis
+from headrace_shared.dispatch.connection import Argument, Redis, Script
 from headrace_shared.ids import HoldId
 from headrace_shared.money import NanoUSD
 from headrace_shared.store import money
@@ -217,7 +217,13 @@ class Interrupted:
 
 @pytest.mark.parametrize("order", [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)])
 async def test_a_settlement_that_races_a_rebuild_counts_once_and_at_once(
-    spender: Spender, redis: Redis, budgets: Budgets, pool: Pool, order: tuple[int, int]
+    spender: Spender,
+    redis: Redis,
+    budgets: Budgets,
+    pool: Pool,
+    *,
+    order: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Concluded, and later settled, before the rebuild (0), around its reading (1, 2), after it (3)."""
     concluded_in, settled_in = order
@@ -225,14 +231,27 @@ async def test_a_settlement_that_races_a_rebuild_counts_once_and_at_once(
     call = await spender.open(budgets, 60, GLOBAL)
     settlements: list[Settlement] = []
     settling: list[asyncio.Task[None]] = []
+    kept_waiting = asyncio.Event()
+    evaluate = Redis.evaluate
+
+    async def watched(
+        redis: Redis, what: Script, names: Sequence[str] = (), values: Sequence[Argument] = ()
+    ) -> object:
+        reply = await evaluate(redis, what, names, values)
+        if what.name == "rebuild_turn" and reply == 0:
+            kept_waiting.set()
+        return reply
+
+    monkeypatch.setattr(Redis, "evaluate", watched)
 
     async def reach(point: int) -> None:
         if point == concluded_in:
             settlements.append(await spender.conclude(call, cost=33))
         if point == settled_in:
             settling.append(asyncio.create_task(budgets.settle(settlements)))
-            # Long enough for one that is not kept waiting.
-            await asyncio.wait(settling, timeout=0.2)
+            waiting = asyncio.create_task(kept_waiting.wait())
+            await asyncio.wait([*settling, waiting], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
 
     await reach(0)
     await Budgets(Interrupted(pool, lambda: reach(1), lambda: reach(2)), redis).rebuild()

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_shared.budgets import Budgets, Settlement
@@ -109,7 +109,6 @@ class World:
 @settings(
     max_examples=40,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(st.lists(actions, min_size=1, max_size=4), min_size=10, max_size=20))
 async def test_no_order_of_events_spends_more_than_the_limits(

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_shared.budgets import Budgets
@@ -48,7 +48,6 @@ def names_of(moment: datetime, zone: str) -> set[str]:
 @settings(
     max_examples=150,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     zone=st.sampled_from(ZONES),

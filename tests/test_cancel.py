@@ -65,7 +65,7 @@ async def test_a_running_job_is_cut_off_and_its_call_stands_in_suspense(
 ) -> None:
     scripted.open.clear()
     (job_id,) = await jobs.add(webhook=HOOK)
-    async with running_worker(lease_seconds=4):
+    async with running_worker():
         await scripted.arrived(1)
         cancellation = await cancel_job(jobs.pool, job_id)
         assert cancellation is not None
@@ -121,7 +121,7 @@ async def test_cancelling_what_has_ended_changes_nothing(jobs: Jobs, scripted: S
 async def test_a_race_with_the_answer_has_one_ending(jobs: Jobs, scripted: ScriptedProvider) -> None:
     """Cancels and answers meet at every point of a run; whoever is first has the job."""
     ids = await jobs.add(40, webhook=HOOK)
-    async with running_worker(concurrency=40, lease_seconds=4):
+    async with running_worker(concurrency=40):
         await scripted.arrived(1)
         for job_id in ids:
             await cancel_job(jobs.pool, job_id)

@@ -213,7 +213,7 @@ async def test_a_lost_lease_cancels_the_call_and_ends_nothing(
 ) -> None:
     scripted.open.clear()
     (job_id,) = await jobs.add()
-    async with running_worker(lease_seconds=4):
+    async with running_worker():
         await scripted.arrived(1)
         # Somebody else has it now.
         await pool.execute(
@@ -271,13 +271,12 @@ async def test_a_run_that_ends_during_a_heartbeat_is_neither_renewed_nor_lost(
     await (await heartbeat_of(doomed, running, lost)).beat()
     assert list(running) == [third.id]
     assert lost.empty()
-    left = [await lease_in_redis(redis, job.id) for job in (first, second, third)]
-    assert [one is not None and one > LEASE.total_seconds() + 1 for one in left] == [True, True, False]
+    due = [await lease_in_redis(redis, job.id) or 0 for job in (first, second, third)]
+    assert min(due[:2]) > LEASE.total_seconds() + 1
+    assert LEASE.total_seconds() / 2 < due[2] <= LEASE.total_seconds() + 1
 
 
-async def test_leases_that_cannot_be_renewed_in_time_are_lost(
-    postgres_url: str, pool: Pool, jobs: Jobs, doomed: Doomed
-) -> None:
+async def test_leases_that_cannot_be_renewed_in_time_are_lost(pool: Pool, jobs: Jobs, doomed: Doomed) -> None:
     (job_id,) = await jobs.add()
     job = await doomed.claim(job_id)
     lost = Lost()
@@ -565,7 +564,7 @@ async def test_a_deadlock_costs_nobody_his_worker(pool: Pool, jobs: Jobs, script
     """A statement of the worker's that the server picks as a victim is made again."""
     scripted.open.clear()
     ids = sorted(await jobs.add(2, tenant=Tenant("one")))
-    async with running_worker(lease_seconds=4):
+    async with running_worker():
         await scripted.arrived(2)
         async with pool.acquire() as connection, connection.transaction():
             await connection.execute("SET LOCAL deadlock_timeout = '1h'")

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_producer import Headrace
@@ -345,7 +345,6 @@ AMOUNTS = st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["a", "b"])), m
 @settings(
     max_examples=25,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(amounts=AMOUNTS)
 async def test_processes_that_hold_at_once_are_never_over_and_never_refused_in_vain(

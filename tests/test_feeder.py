@@ -54,7 +54,7 @@ def texts(ids: list[JobId]) -> list[str]:
 @asynccontextmanager
 async def feeding(feeder: Feeder, pool: Pool) -> AsyncGenerator[None]:
     """Let a feeder lead, as a worker does."""
-    leadership = Leadership(pool, WorkerId("w"), "feeder", term=LEASE, turn=feeder.turn, wake=feeder.wake)
+    leadership = Leadership(pool, WORKER, "feeder", term=LEASE, turn=feeder.turn, wake=feeder.wake)
     tasks = [asyncio.create_task(leadership.run()), asyncio.create_task(feeder.listen())]
     try:
         yield
@@ -263,7 +263,7 @@ async def test_a_turn_that_breaks_is_not_the_last(pool: Pool, monkeypatch: pytes
     async def wake(_rest: timedelta) -> None:
         await asyncio.sleep(0)
 
-    leadership = Leadership(pool, WorkerId("w"), "reaper", term=LEASE, turn=turn, wake=wake)
+    leadership = Leadership(pool, WORKER, "reaper", term=LEASE, turn=turn, wake=wake)
     task = asyncio.create_task(leadership.run())
     async with asyncio.timeout(10):
         await done.wait()

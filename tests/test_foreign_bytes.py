@@ -7,7 +7,7 @@ from datetime import timedelta
 from pickle import dumps
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace_shared.budgets import Budgets
@@ -186,7 +186,6 @@ async def spender(pool: Pool) -> Spender:
 @settings(
     max_examples=25,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(found=st.lists(damages().filter(lambda damage: not damage.lies), min_size=1, max_size=4))
 async def test_jobs_go_on_whatever_is_put_under_our_names(shop: Shop, found: list[Damage]) -> None:

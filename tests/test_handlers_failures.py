@@ -347,7 +347,7 @@ async def test_a_call_of_a_handler_that_is_stopped_is_concluded_before_its_job_e
     hanging = Hanging()
     timeout = timedelta(seconds=3) if how == "timeout" else None
     job = await stage.headrace.enqueue("hang", Document(text=how), timeout=timeout)
-    async with running_worker(handlers=stage.handlers(hanging.handler), lease_seconds=4):
+    async with running_worker(handlers=stage.handlers(hanging.handler)):
         await scripted.arrived(1)
         if how != "timeout":
             await job.cancel()
@@ -387,7 +387,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_alone_and_can_wri
     job = await headrace.enqueue("stubborn", Document())
     other = await headrace.enqueue(CHAT, question())
     with caplog.at_level(logging.ERROR):
-        async with running_worker(handlers=stage.handlers(stubborn), lease_seconds=4, concurrency=1):
+        async with running_worker(handlers=stage.handlers(stubborn), concurrency=1):
             await begun.wait()
             await job.cancel()
             (ending,) = await stage.jobs.ended([job.id])

@@ -48,13 +48,13 @@ async def lose(jobs: Jobs, clock: Clock, job_id: JobId) -> None:
     """Take the row from its run, as the reaper does when a worker stood still for too long."""
 
     async def crashes() -> int:
-        # Locked: what the worker's own reaper does at this moment counts, or the next run is lost too.
+        # Locked, so that one is seen that the worker's own reaper counts: one more takes the next run's row.
         row = await jobs.pool.fetchrow("SELECT crashes FROM headrace.jobs WHERE id = $1 FOR SHARE", job_id)
         assert row is not None
         return int(row["crashes"])
 
     before = await crashes()
-    # The worker's own heartbeat may come in between, and its own reaper too.
+    # The worker's own heartbeat may come in between.
     while await crashes() == before:
         await clock.advance(2 * LEASE)
         await lost.reap(jobs.pool)
@@ -128,7 +128,7 @@ async def test_a_run_that_lost_its_row_is_told_apart_from_the_next(
         raise NotImplementedError
 
     job = await headrace.enqueue("stale", Document())
-    async with running_worker(handlers=application.with_handlers(stale), lease_seconds=4):
+    async with running_worker(handlers=application.with_handlers(stale)):
         await stop.reached.wait()
         await lose(jobs, clock, job.id)
         result = await job.result(timeout=PATIENCE)
@@ -185,8 +185,11 @@ async def test_a_step_is_done_once_and_comes_back_as_what_it_was(
 FROZEN = WorkerId("frozen")
 
 
-async def ask_and_freeze(headrace: Headrace, jobs: Jobs, budgets: Budgets) -> runs.Conclusion:
-    """Let a worker make the one call of a job and freeze; return what it writes down when it goes on."""
+async def freeze_in_a_call(headrace: Headrace, jobs: Jobs, budgets: Budgets) -> runs.Conclusion:
+    """Leave the hold and the intent of a job's one call, as a worker does that freezes in it.
+
+    Returns what that worker writes down when it goes on.
+    """
     able = claims.Abilities(endpoints=("handler:late",))
     handle = await headrace.enqueue("late", Document())
     (job,) = (await claims.claim_jobs(jobs.pool, [handle.id], FROZEN, LEASE, abilities=able)).jobs
@@ -223,7 +226,7 @@ async def test_a_late_answer_is_found_by_the_run_that_was_about_to_ask_again(
         answer = await ctx.llm(CHAT, question(), name="only")
         return Summary(text=f"{answer.text} {answer.replayed}")
 
-    late_answer = await ask_and_freeze(headrace, jobs, budgets)
+    late_answer = await freeze_in_a_call(headrace, jobs, budgets)
     await clock.advance(2 * LEASE)
     async with running_worker(handlers=application.with_handlers(late), lease_seconds=LEASE.total_seconds()):
         await second.wait()

@@ -128,7 +128,7 @@ async def test_cancelling_the_leader_promotes_one_of_the_others(
     headrace: Headrace, pool: Pool, silent: ScriptedProvider
 ) -> None:
     jobs = await ask(headrace, 5)
-    async with running_worker(lease_seconds=4):
+    async with running_worker():
         await followers(pool, 4)
         await silent.arrived(1)
         first = await leader_of(pool)
@@ -201,6 +201,9 @@ async def test_a_follower_that_is_promoted_before_it_waits_goes_on_at_once(
     end = runs.RunEnd(job.id, job.run, Snoozed(timedelta(minutes=1), WaitReason.FLIGHT), 0)
     assert await finisher.submit(Finish(entries[job.id], None, None, None, end))
     await finisher.drain()
+    row = await pool.fetchrow("SELECT waiting_for FROM headrace.jobs WHERE id = $1", job.id)
+    assert row is not None
+    assert row["waiting_for"] is None
     assert await claim_ids(dispatch) == [entries[job.id]]
     (again,) = (await claims.claim_jobs(pool, [job.id], WORKER, LEASE)).jobs
     assert again.run == 2

@@ -18,7 +18,7 @@ RUNNER = (
 HEADRACE = (sys.executable, "-c", RUNNER)
 ARQ = (str(Path(sys.executable).with_name("arq")), "headrace_workers.WorkerSettings")
 LEASE_SECONDS = 6
-"""So long that no process is without a processor for it, however many share one."""
+"""Longer than a loaded machine keeps a process from renewing it."""
 
 
 @asynccontextmanager

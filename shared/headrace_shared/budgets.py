@@ -336,8 +336,9 @@ class Budgets:
         # Who cannot write there must not end an epoch without Redis.
         await self._redis.check_writable()
         # The order is the proof: the epoch is raised and committed before the ledger is read, so
-        # that every intent that was accepted before is visible to the read that follows. So is the
-        # end of every call that was settled under the counters of before: from then on none is.
+        # that every intent that was accepted before is visible to the read that follows.
+        # The counters of before are void by then as well: what was settled in them later than the
+        # read would come back as held.
         epoch = await money.raise_epoch(self._database)
         await self._redis.evaluate(_OUTDATE, (), [epoch])
         read = await money.counters(self._database)

@@ -83,7 +83,7 @@ class Feeder:
         # What runs is counted before anything is claimed that a cap allows only because of the loss.
         running = await feed.running_jobs(self._pool)
         await self._dispatch.begin_afresh(running)
-        # What ended meanwhile has been leased for nobody. Whoever claims it sees what its row says.
+        # What ended between the readings was leased for nobody: whoever claims it now sees what its row says.
         still = {entry for entry, _ in await feed.running_jobs(self._pool)}
         await self._dispatch.finish([(entry, _NO_DELAY) for entry, _ in running if entry not in still])
 

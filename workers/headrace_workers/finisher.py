@@ -91,7 +91,12 @@ class _Written:
 
 
 class Finisher:
-    """The one way in which a worker writes what came of its runs."""
+    """The one way in which a worker writes what came of its runs.
+
+    Args:
+        running: the jobs whose leases are renewed; each is taken out when its end is committed.
+
+    """
 
     def __init__(
         self,

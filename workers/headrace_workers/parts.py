@@ -56,7 +56,7 @@ class Parts:
     finisher: Finisher
     telemetry: Telemetry
     running: dict[JobId, ClaimedJob]
-    """The jobs that this worker has claimed and not yet ended."""
+    """The jobs that this worker has claimed and whose ends are not yet committed: what a heartbeat renews."""
     leases: Leases
     handlers: Handlers
     lengths: Lengths

@@ -90,7 +90,7 @@ class Reaper:
         # released what it had written down: only the ledger knows, so the counters start from it.
         await self._budgets.rebuild()
         back = [job for job in reaped if job.state is JobState.QUEUED]
-        await self._dispatch.push([(Entry(job.queue, job.id), timedelta(0)) for job in back], overwrite=True)
+        await self._dispatch.take_back([Entry(job.queue, job.id) for job in back])
         await self._announce([job for job in reaped if job.state is not JobState.QUEUED])
 
     async def _expire_jobs(self) -> None:

@@ -20,7 +20,8 @@ class Running:
     """Runs claimed jobs through the execution, each in a task, until they end or are interrupted.
 
     Args:
-        jobs: filled with the jobs that are started, emptied as their runs end.
+        jobs: filled with the jobs that are started; each goes when its end is committed (`Finisher`), or with
+            its task at the latest.
         execution: takes each of them through its steps.
         metrics: told of each run that ended.
 

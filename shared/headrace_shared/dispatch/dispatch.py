@@ -130,25 +130,24 @@ class Dispatch:
         self,
         entries: Sequence[tuple[Entry, timedelta]],
         *,
-        overwrite: bool = False,
         pull_beyond: timedelta | None = None,
     ) -> None:
         """Put ids into their queues, each due after its delay, in one round trip.
 
         Args:
             entries: ids with their delays; what a window has no room for is left to the feeder.
-            overwrite: whether an id that is there already gets the new time.
-            pull_beyond: without `overwrite`, an id that is there and is due only after this gets it too.
+            pull_beyond: what is there and is due only after this gets the new time; None: nothing does.
 
         """
-        known: Argument = "replace" if overwrite else "keep"
-        if pull_beyond is not None and not overwrite:
-            known = milliseconds(pull_beyond)
-        await self._push(entries, known)
+        await self._push(entries, "keep" if pull_beyond is None else milliseconds(pull_beyond))
+
+    async def take_back(self, entries: Sequence[Entry]) -> None:
+        """Let ids be due at once whose runs have lost their rows."""
+        await self._push(_at_once(entries), "replace")
 
     async def wake(self, entries: Sequence[Entry]) -> None:
-        """Let waiting ids be due at once; one whose run has still to be finished is when that is done."""
-        await self._push([(entry, timedelta(0)) for entry in entries], "wake")
+        """Let ids that wait be due at once; one whose run is not finished here yet, as soon as it is."""
+        await self._push(_at_once(entries), "wake")
 
     async def _push(self, entries: Sequence[tuple[Entry, timedelta]], known: Argument) -> None:
         calls: dict[str, list[Argument]] = {}
@@ -206,7 +205,7 @@ class Dispatch:
     async def renew(self, entries: Sequence[tuple[Entry, timedelta]]) -> None:
         """Lease ids again whose rows are still owned; one that went missing is taken again.
 
-        What is finished from here meanwhile waits: an id that was taken out or put back must not be
+        What is finished through this object meanwhile waits: an id that was taken out or put back must not be
         leased after that for nobody.
         """
         args: list[Argument] = []
@@ -245,6 +244,8 @@ class Dispatch:
             args += (keys.queue_name(entry.queue), str(entry.id), left, costs.get(entry, _NO_COST))
         for entry in costs.keys() - {entry for entry, _ in entries}:
             args += (keys.queue_name(entry.queue), str(entry.id), _RUNS_ON, costs[entry])
+        # Waited for and not held: finishes go side by side. A renewal that begins later has none of these
+        # ids, because their runs were forgotten before (Finisher._forget).
         async with self._renewal:
             pass
         # A Lua call takes some thousands of values: all that follow one answer may end at once.
@@ -324,3 +325,7 @@ def _parse_id(member: bytes) -> JobId | None:
         return None
     # UUID reads other spellings too; what we put in is the one that we can take out again.
     return job_id if str(job_id) == text else None
+
+
+def _at_once(entries: Sequence[Entry]) -> list[tuple[Entry, timedelta]]:
+    return [(entry, timedelta(0)) for entry in entries]

@@ -115,7 +115,8 @@ WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, its gate opens, or there may be room again."""
 
 WOKEN = "headrace:woken"
-"""SET of ids that are due as soon as the run is finished that holds them."""
+"""SET of ids that were woken while a run held them: due when that is finished; gone a minute after the last
+was added."""
 
 
 _KEYED = "\0"

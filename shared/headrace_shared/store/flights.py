@@ -40,7 +40,7 @@ class Passenger:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A job that ended with its leader, or takes the leader's place: it waits, or is about to."""
+    """A job that ended with its leader, or takes its place: queued, or running and about to wait."""
 
     id: JobId
     queue: Queue

@@ -93,7 +93,8 @@ WITH moment AS MATERIALIZED (
     ON CONFLICT DO NOTHING
 ), ended AS (
 UPDATE headrace.jobs AS j SET
-    -- What would be put back and is to be cancelled ends here: nobody would tell its next run.
+    -- What would be put back and is to be cancelled ends here: nobody would tell its next run. The conditions
+    -- have no name of their own, because what could name them would visit each row a second time.
     state = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled' ELSE e.state END,
     attempts = e.attempts,
     error_class = CASE WHEN (e.state = 'queued' AND j.cancel_requested) THEN 'cancelled' ELSE e.error_class END,

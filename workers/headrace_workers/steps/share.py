@@ -12,7 +12,7 @@ from headrace_workers.execution import Run
 from headrace_workers.steps.hold import SERVER_PAUSE
 
 _LOOK_AGAIN = timedelta(seconds=30)
-"""When a follower whose flight was never landed asks again; landing one ends or wakes it at once."""
+"""When a follower asks again that nobody ended or woke: its flight was not landed, or Redis lost the word."""
 
 
 class Share:

@@ -1,5 +1,6 @@
--- Take ended ids out and tell whoever waits for them; put the others back for later; and put right what
--- their claims were charged, so that tenants get what is theirs by cost.
+-- Take ended ids out and tell whoever waits for them; put the others back for later, or at once where they were
+-- woken meanwhile (push.lua); and put right what their claims were charged, so that tenants get what is theirs
+-- by cost.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: queue, id, delay in ms (-1: it has ended, -2: it runs on), what its run cost in nano-USD (-1: it had
 --       none), ...

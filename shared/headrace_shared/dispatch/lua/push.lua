@@ -5,8 +5,9 @@
 --       milliseconds: it gets the new time if it is due later than so much from now), then id, delay in ms, ...
 -- Returns how many were taken. A window that is full marks its queue as deep: there may be more.
 local queue, window, known_ones = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local now, key = now_ms(), Q .. ARGV[1]
+-- A run that died finishes nothing here: its mark goes by itself.
 local WOKEN_MS = 60000
+local now, key = now_ms(), Q .. ARGV[1]
 -- No lease ends later than this; an id that does is one whose row is due earlier than it says.
 local latest = tonumber(known_ones) and now + tonumber(known_ones)
 
@@ -14,7 +15,8 @@ local function is_replaced(score)
     return known_ones == 'replace' or known_ones == 'wake' or latest and tonumber(score) > latest
 end
 
--- The row says that it waits, or need not wait any more, and its run has not said so here yet (finish.lua).
+-- A run holds it that is not finished here yet: finish.lua makes it due. Were it due now, that finish would undo
+-- the lease of the next run.
 local function has_still_to_end(id)
     local till = known_ones == 'wake' and redis.call('ZSCORE', RUNNING .. cap_of(tenant_of(queue)), id)
     return till and tonumber(till) > now
