@@ -320,8 +320,8 @@ MORE = (
     Mutation(
         "nothing is finished while leases are renewed",
         "shared/headrace_shared/dispatch/dispatch.py",
-        "        async with self._renewal:\n            pass\n",
-        "",
+        "async with asyncio.timeout(_RENEWAL_PATIENCE), self._renewal:",
+        "async with asyncio.timeout(_RENEWAL_PATIENCE):",
         "test_dispatch_claim.py::test_what_ends_during_a_renewal_is_not_leased_again",
     ),
     Mutation(
@@ -351,6 +351,20 @@ MORE = (
         "WHEN e.waiting_for = 'flight' AND j.follows IS NULL THEN moment.now",
         "",
         "test_sharing.py::test_a_follower_that_is_promoted_before_it_waits_goes_on_at_once",
+    ),
+    Mutation(
+        "an id is woken although the worker that held it died",
+        "shared/headrace_shared/dispatch/lua/push.lua",
+        "        redis.call('ZADD', key, 'LT', now + WOKEN_ANYWAY_MS, id)\n",
+        "",
+        "test_dispatch_claim.py::test_an_id_is_woken_although_the_worker_that_held_it_died_before_it_said_so",
+    ),
+    Mutation(
+        "a rebuild that another has overtaken changes nothing",
+        "shared/headrace_shared/dispatch/lua/rebuild.lua",
+        "if coming and read(whole_of, coming) > tonumber(ARGV[1]) then return tonumber(coming) end",
+        "",
+        "test_budget_holds.py::test_nothing_is_settled_between_two_rebuilds_that_overlap",
     ),
     Mutation(
         "nothing is settled under counters that are about to be replaced",

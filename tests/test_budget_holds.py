@@ -262,6 +262,39 @@ async def test_a_settlement_that_races_a_rebuild_counts_once_and_at_once(
     assert await counted(redis, GLOBAL) == (33, 0, 0)
 
 
+async def test_nothing_is_settled_between_two_rebuilds_that_overlap(
+    spender: Spender, redis: Redis, budgets: Budgets, pool: Pool
+) -> None:
+    """The elder read the ledger for longer than its turn lasts, and the younger has read it as well."""
+    await limit(budgets, GLOBAL, 100)
+    call = await spender.open(budgets, 60, GLOBAL)
+    has_read, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def nothing() -> None:
+        pass
+
+    async def overstay() -> None:
+        has_read.set()
+        await goes_on.wait()
+
+    elder = Budgets(Interrupted(pool, nothing, overstay), redis)
+    rebuilding = asyncio.create_task(elder.rebuild())
+    await has_read.wait()
+    await redis.administer("DEL", keys.REBUILDING)
+
+    settlements: list[Settlement] = []
+
+    async def overtake() -> None:
+        settlements.append(await spender.conclude(call, cost=33))
+        goes_on.set()
+        await rebuilding
+        assert "epoch" not in await redis.hash(keys.MONEY)
+
+    await Budgets(Interrupted(pool, nothing, overtake), redis).rebuild()
+    await elder.settle(settlements)
+    assert await counted(redis, GLOBAL) == (33, 0, 0)
+
+
 @pytest.mark.parametrize("point", ["before", "after"])
 async def test_an_intent_that_races_a_rebuild_is_refused_or_held(
     spender: Spender, pool: Pool, budgets: Budgets, redis: Redis, point: str

@@ -132,6 +132,57 @@ async def test_an_id_that_is_woken_is_due_whether_it_was_put_back_by_then_or_not
     assert await command(redis, "EXISTS", keys.WOKEN) == 0
 
 
+async def test_an_id_is_woken_although_the_worker_that_held_it_died_before_it_said_so(
+    dispatch: Dispatch, redis: Redis, clock: Clock
+) -> None:
+    await push(dispatch, entries(queue(), 1))
+    (entry,) = (await claim(dispatch, 5)).entries
+    await dispatch.wake([entry])
+    await clock.advance(LEASE / 3)
+    assert (await claim(dispatch, 5)).entries == [entry]
+    await clock.advance(timedelta(minutes=2))
+    await push(dispatch, entries(queue(), 1))
+    await dispatch.wake((await claim(dispatch, 5)).entries[1:])
+    assert await command(redis, "ZSCORE", keys.WOKEN, str(entry.id)) is None
+
+
+@pytest.mark.parametrize("till", ["inf", "1e300", "99999999999999"])
+async def test_a_lease_that_nobody_can_have_keeps_no_id_from_being_woken(
+    dispatch: Dispatch, redis: Redis, till: str
+) -> None:
+    await push(dispatch, entries(queue(), 1))
+    (entry,) = (await claim(dispatch, 5)).entries
+    await dispatch.finish([(entry, timedelta(hours=1))])
+    await command(redis, "ZADD", keys.RUNNING + "tenant:acme", till, str(entry.id))
+    await dispatch.wake([entry])
+    assert (await claim(dispatch, 5)).entries == [entry]
+
+
+async def test_a_renewal_that_hangs_holds_no_finish_up_for_long(
+    dispatch: Dispatch, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace_shared.dispatch.dispatch._RENEWAL_PATIENCE", 0.01)
+    await push(dispatch, entries(queue(), 1))
+    (entry,) = (await claim(dispatch, 5)).entries
+    evaluate = Redis.evaluate
+    under_way = asyncio.Event()
+
+    async def hangs(
+        redis: Redis, what: Script, names: Sequence[str] = (), values: Sequence[Argument] = ()
+    ) -> object:
+        if what.name == "renew":
+            under_way.set()
+            await asyncio.Event().wait()
+        return await evaluate(redis, what, names, values)
+
+    monkeypatch.setattr(Redis, "evaluate", hangs)
+    renewing = asyncio.create_task(dispatch.renew([(entry, LEASE)]))
+    await under_way.wait()
+    await dispatch.finish([(entry, None)])
+    renewing.cancel()
+    assert await command(redis, "ZCARD", keys.RUNNING + "tenant:acme") == 0
+
+
 @pytest.mark.parametrize("slots", [1, 4, 13, 100])
 async def test_saturated_lanes_are_served_by_their_weights(dispatch: Dispatch, slots: int) -> None:
     for lane in LANES:

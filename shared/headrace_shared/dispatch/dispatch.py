@@ -5,6 +5,7 @@ against its row before anything is done with it.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,8 @@ from headrace_shared.policy import NO_TERMS, Terms
 
 WINDOW = 4000
 """Ids that a queue holds in Redis at most; a deeper one waits in Postgres."""
+
+_RENEWAL_PATIENCE = 1.0
 
 _PUSH = Script.load("push")
 _CLAIM = Script.load("claim", using=("limits",))
@@ -246,8 +249,10 @@ class Dispatch:
             args += (keys.queue_name(entry.queue), str(entry.id), _RUNS_ON, costs[entry])
         # Waited for and not held: finishes go side by side. A renewal that begins later has none of these
         # ids, because their runs were forgotten before (Finisher._forget).
-        async with self._renewal:
-            pass
+        # Not for long: what one connection that hangs may do to an id, every other would wait for.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RENEWAL_PATIENCE), self._renewal:
+                pass
         # A Lua call takes some thousands of values: all that follow one answer may end at once.
         for begin in range(0, len(args), _FINISHED_AT_ONCE):
             await self.redis.evaluate(_FINISH, (), args[begin : begin + _FINISHED_AT_ONCE])

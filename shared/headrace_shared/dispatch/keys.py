@@ -115,8 +115,8 @@ WAITING = "headrace:waiting"
 """ZSET: queue name by the millisecond its next job is due, its gate opens, or there may be room again."""
 
 WOKEN = "headrace:woken"
-"""SET of ids that were woken while a run held them: due when that is finished; gone a minute after the last
-was added."""
+"""ZSET of ids that were woken while a run held them, and are due when that is finished, by the millisecond
+until which that counts."""
 
 
 _KEYED = "\0"

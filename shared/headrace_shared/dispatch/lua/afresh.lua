@@ -11,5 +11,5 @@ for _, key in ipairs(page[2]) do
         redis.call('UNLINK', key)
     end
 end
-if page[1] == '0' then redis.call('UNLINK', WAITING, PARKED, DEEP, HUNGRY) end
+if page[1] == '0' then redis.call('UNLINK', WAITING, PARKED, DEEP, HUNGRY, WOKEN) end
 return page[1]

@@ -77,7 +77,7 @@ for i = 1, #ARGV, 4 do
     if delay ~= -2 then release(queue, id) end
     if any_probe and delay ~= -2 then end_turn_of_probe(id) end
     -- It was told to go on before it was known here that it waits (push.lua).
-    if any_woken and delay ~= -2 and redis.call('SREM', WOKEN, id) == 1 then delay = math.min(delay, 0) end
+    if any_woken and delay ~= -2 and redis.call('ZREM', WOKEN, id) == 1 then delay = math.min(delay, 0) end
     if delay == -1 then
         redis.call('ZREM', Q .. queue, id)
         redis.call('PUBLISH', 'headrace:ended:' .. id, '1')

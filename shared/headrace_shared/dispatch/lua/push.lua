@@ -5,8 +5,9 @@
 --       milliseconds: it gets the new time if it is due later than so much from now), then id, delay in ms, ...
 -- Returns how many were taken. A window that is full marks its queue as deep: there may be more.
 local queue, window, known_ones = ARGV[1], tonumber(ARGV[2]), ARGV[3]
--- A run that died finishes nothing here: its mark goes by itself.
-local WOKEN_MS = 60000
+-- A run that died finishes nothing here: its id is due all the same after the first time, and its mark is gone
+-- after the second.
+local WOKEN_ANYWAY_MS, WOKEN_MS = 5000, 60000
 local now, key = now_ms(), Q .. ARGV[1]
 -- No lease ends later than this; an id that does is one whose row is due earlier than it says.
 local latest = tonumber(known_ones) and now + tonumber(known_ones)
@@ -19,7 +20,8 @@ end
 -- the lease of the next run.
 local function has_still_to_end(id)
     local till = known_ones == 'wake' and redis.call('ZSCORE', RUNNING .. cap_of(tenant_of(queue)), id)
-    return till and tonumber(till) > now
+    -- A lease of more than a day is nobody's (claim.lua).
+    return till and tonumber(till) > now and tonumber(till) < now + 86400000
 end
 
 -- What is due has room of its own: ids that wait for later, or are leased, do not starve it.
@@ -31,8 +33,10 @@ for i = 4, #ARGV, 2 do
     local known = redis.call('ZSCORE', key, id)
     local later = due > now
     if known and has_still_to_end(id) then
-        redis.call('SADD', WOKEN, id)
-        redis.call('PEXPIRE', WOKEN, WOKEN_MS)
+        redis.call('ZADD', WOKEN, now + WOKEN_MS, id)
+        redis.call('ZREMRANGEBYSCORE', WOKEN, '-inf', now)
+        redis.call('ZADD', key, 'LT', now + WOKEN_ANYWAY_MS, id)
+        redis.call('ZADD', WAITING, 'LT', now + WOKEN_ANYWAY_MS, queue)
     elseif known or (later and room_later or room_now) > 0 then
         if not known then
             if later then room_later = room_later - 1 else room_now = room_now - 1 end

@@ -1,11 +1,13 @@
 -- Put the counters of budgets in place as the ledger has them. The epoch is written with
--- them: whoever carries another is refused. A rebuild that is older than what is in place
--- changes nothing.
+-- them: whoever carries another is refused. A rebuild that is older than what is in place, or than what is to be
+-- put there next (outdate_money.lua), changes nothing.
 -- KEYS: none are declared; one server holds them all (prelude.lua names them)
 -- ARGV: epoch, run id of the server, hold lease in ms, number of fields, then field, value, ... of `money`
 --       (`ends_in|<kind>` becomes a moment here), number of counters, then counter, value, ...,
 --       number of holds, then hold id, record, ...
--- Returns 'OK', or the epoch in place where that is the newer one.
+-- Returns 'OK', or the epoch in place, or to come, where that is the newer one.
+local coming = redis.call('HGET', MONEY, 'coming')
+if coming and read(whole_of, coming) > tonumber(ARGV[1]) then return tonumber(coming) end
 local present = redis.call('HGET', MONEY, 'epoch')
 if present and is_in_place(present) and read(whole_of, present) >= tonumber(ARGV[1])
    and redis.call('HGET', MONEY, 'run_id') == ARGV[2] then

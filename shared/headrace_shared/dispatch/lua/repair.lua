@@ -7,7 +7,7 @@
 local TYPES = {
     [Q] = 'zset', [ACTIVE] = 'zset', [WAITING] = 'zset', [HOLD_LEASES] = 'zset', [BELL] = 'list',
     [FEEDER_BELL] = 'list', [PARKED] = 'set', [DEEP] = 'set', [HUNGRY] = 'set', [LANES] = 'hash',
-    [GATES] = 'hash', [PROBING] = 'hash', [WOKEN] = 'set', [MONEY] = 'hash', [SPENT] = 'hash', [HOLDS] = 'hash', [BREAKER] = 'hash', [FED] = 'string',
+    [GATES] = 'hash', [PROBING] = 'hash', [WOKEN] = 'zset', [MONEY] = 'hash', [SPENT] = 'hash', [HOLDS] = 'hash', [BREAKER] = 'hash', [FED] = 'string',
     [CLOCK] = 'string', [LIMITS] = 'hash', [LIMITER] = 'hash', [PERMITS] = 'zset', [RETRIES] = 'hash',
     [TURN] = 'zset', [RUNNING] = 'zset', [FULL] = 'set', [TENANTS] = 'hash', [OWED] = 'string', [COST] = 'string',
 }
