@@ -262,6 +262,21 @@ async def test_a_settlement_that_races_a_rebuild_counts_once_and_at_once(
     assert await counted(redis, GLOBAL) == (33, 0, 0)
 
 
+async def test_a_hold_whose_call_was_booked_and_never_settled_is_settled_by_the_ledger(
+    spender: Spender, redis: Redis, clock: Clock, reaper: Reaper, budgets: Budgets
+) -> None:
+    """Its worker died between the two."""
+    await limit(budgets, GLOBAL, 100)
+    settlement = await spender.conclude(await spender.open(budgets, 60, GLOBAL), cost=33)
+    await reaper.turn()
+    assert await counted(redis, GLOBAL) == (0, 0, 60)
+    await clock.advance(HOLD_LEASE)
+    await reaper.turn()
+    assert await counted(redis, GLOBAL) == (33, 0, 0)
+    await budgets.settle([settlement])
+    assert await counted(redis, GLOBAL) == (33, 0, 0)
+
+
 async def test_nothing_is_settled_between_two_rebuilds_that_overlap(
     spender: Spender, redis: Redis, budgets: Budgets, pool: Pool
 ) -> None:

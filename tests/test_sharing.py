@@ -237,6 +237,7 @@ async def test_many_at_once_over_several_processes_are_one_call_and_two_if_the_l
         workers = [await stack.enter_async_context(worker(lease_seconds=600)) for _ in range(4)]
         await followers(pool, 299)
         await silent.arrived(1)
+        assert len(silent.requests) == 1
         row = await pool.fetchrow("SELECT worker FROM headrace.jobs WHERE id = $1", await leader_of(pool))
         assert row is not None
         (its,) = [process for process in workers if f"-{process.pid}-" in row["worker"]]

@@ -77,8 +77,7 @@ end
 local function room_under(cap, most)
     redis.call('ZREMRANGEBYSCORE', RUNNING .. cap, '-inf', now)
     if not most then return math.huge end
-    -- No lease is that long: it is nobody's.
-    redis.call('ZREMRANGEBYSCORE', RUNNING .. cap, now + 86400000, '+inf')
+    redis.call('ZREMRANGEBYSCORE', RUNNING .. cap, now + BEYOND_ANY_LEASE, '+inf')
     return fed and read(count_of, most) - redis.call('ZCARD', RUNNING .. cap) or 0
 end
 

@@ -96,6 +96,9 @@ local function ring(bell)
     end
 end
 
+-- No lease of a job is that long (ms): one that ends later was written by somebody else, and is nobody's.
+local BEYOND_ANY_LEASE = 86400000
+
 -- A slot is worth something even where a call is free: what a job counts for at least, in nano-USD.
 local LEAST = 10000
 

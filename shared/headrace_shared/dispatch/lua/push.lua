@@ -20,8 +20,7 @@ end
 -- the lease of the next run.
 local function has_still_to_end(id)
     local till = known_ones == 'wake' and redis.call('ZSCORE', RUNNING .. cap_of(tenant_of(queue)), id)
-    -- A lease of more than a day is nobody's (claim.lua).
-    return till and tonumber(till) > now and tonumber(till) < now + 86400000
+    return till and tonumber(till) > now and tonumber(till) < now + BEYOND_ANY_LEASE
 end
 
 -- What is due has room of its own: ids that wait for later, or are leased, do not starve it.
